@@ -18,4 +18,4 @@ WORKDIR /app
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 EXHAUST_DATA_DIR=/var/exhaust
 USER exhaust
 EXPOSE 8000
-CMD ["granian", "--interface", "rsgi", "config.asgi:application", "--host", "0.0.0.0", "--port", "8000", "--workers", "2", "--respawn-failed-workers", "--http", "1", "--no-ws", "--http1-header-read-timeout", "15000", "--http1-buffer-size", "65536", "--backlog", "2048", "--backpressure", "4096", "--workers-kill-timeout", "30"]
+CMD ["uvicorn", "config.asgi:application", "--host", "0.0.0.0", "--port", "8000", "--workers", "2", "--http", "config.asgi:HttpProtocol", "--loop", "ingest.collector.loop:Loop", "--ws", "none", "--lifespan", "on", "--no-proxy-headers", "--no-server-header", "--no-access-log", "--backlog", "2048", "--timeout-graceful-shutdown", "30", "--timeout-worker-healthcheck", "30"]

@@ -72,6 +72,12 @@ TIMED = {
         "--rows 2000000 --rounds 2",
         "--rows 10000000 --s3-rows 10000000 --rounds 3 --same-plan",
     ),
+    "archive": Timed(
+        "exports from the archive, against psql and rows; its bytes, memory",
+        "--rows 3000 --rounds 1 --format-rows 1000",
+        "--rows 2000000 --rounds 2",
+        "--rows 10000000 --rounds 3",
+    ),
     "submit_latency": Timed(
         "time from submit to a finished file", "--rows 2000 --rounds 1", "--rounds 2", "--rounds 9"
     ),
@@ -92,6 +98,12 @@ TIMED = {
         "--jobs 500 --conversations 50 --seconds 1 --rounds 1",
         "--jobs 50000 --seconds 3 --rounds 2",
         "",
+    ),
+    "console": Timed(
+        "every page of the console, with a full channel",
+        "--jobs 500 --events 4000 --seconds 0.1",
+        "",
+        "--events 5000000",
     ),
     "mixed_load": Timed(
         "reads of a job during exports and ingest",

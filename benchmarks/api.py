@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=8, help="Seconds of each side in a round.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--flags", default="", help="More flags for granian.")
+    parser.add_argument("--flags", default="", help="More flags for uvicorn.")
     options = parser.parse_args()
     harness.stop_on_term()
     broker = os.environ.get("CELERY_BROKER_URL", "")
@@ -85,10 +85,10 @@ def main() -> None:
             "stderr": subprocess.DEVNULL,
         }  # nowhere, as a service's lines go to a collector
         with (
-            Process(command, variables, **output) as granian,
+            Process(command, variables, **output) as web,
             Process(reference, variables, **output) as reference_server,
         ):
-            wait_for_server(port, granian)
+            wait_for_server(port, web)
             wait_for_server(reference_port, reference_server)
             with ExitStack() as running:
                 generators = {

@@ -106,20 +106,25 @@ class QuietTenant:
         return Sample(call.name, call.group, (time.monotonic() - due_at) * 1000, status)
 
     def _make(self, call: Call) -> int:
-        try:
-            connection = self._free.pop()
-        except IndexError:
-            connection = http.client.HTTPConnection(
-                "127.0.0.1", self._port, timeout=TIMEOUT_SECONDS
-            )
         body = wrk.fill_numbers(call.body, next(self._numbers)).encode() if call.body else None
+        with suppress(IndexError, ConnectionError):  # the proxy may have closed a free one
+            return self._request(self._free.pop(), call, body)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT_SECONDS)
+        try:
+            return self._request(connection, call, body)
+        except (OSError, http.client.HTTPException):
+            return 0
+
+    def _request(
+        self, connection: http.client.HTTPConnection, call: Call, body: bytes | None
+    ) -> int:
         try:
             connection.request(call.method, call.path, body, dict(call.headers))
             answer = connection.getresponse()
             answer.read()
         except (OSError, http.client.HTTPException):
             connection.close()
-            return 0
+            raise
         if not answer.will_close:
             self._free.append(connection)
         return answer.status

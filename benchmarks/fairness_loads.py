@@ -184,6 +184,7 @@ LOADS: dict[str, tuple[Load, ...]] = {
         Load(Caller.NOBODY, row="download", values={"name": "f.csv"}),
     ),
     # pull
+    "export/datasets/<name>": (Load(query="pageSize=1000", values={"name": CONFIG["type"]}),),
     "export/sample": (Load(),),
     "export/mapping": (Load(),),
     "export/events/<identifier>": (Load(values={"identifier": "<event>"}),),
@@ -196,13 +197,17 @@ LOADS: dict[str, tuple[Load, ...]] = {
     "export/user/<identifier>": (Load(row=USER, values={"identifier": "<device>"}),),
     "export/users/<identifier>": (Load(row=USER, values={"identifier": "<device>"}),),
     # without an identity
+    "docs": (Load(Caller.NOBODY, row="docs"),),
     "docs/": (Load(Caller.NOBODY, row="docs"),),
+    "docs/try": (Load(Caller.NOBODY, row="docs"),),
+    "docs/postman.json": (Load(Caller.NOBODY, row="docs"),),
     "docs/openapi.json": (Load(Caller.NOBODY, row="docs"),),
     "docs/openapi.yaml": (Load(Caller.NOBODY, row="docs"),),
     "metrics": (Load(Caller.NOBODY, row="probes"),),
     "healthz": (Load(Caller.NOBODY, row="probes"),),
     "readyz": (Load(Caller.NOBODY, row="probes"),),
     # the console
+    "console": (shows(row="console/"),),
     "console/": (shows(),),
     "console/sign-in": (
         Load(Caller.NOBODY, row="console/sign-in"),
@@ -213,6 +218,8 @@ LOADS: dict[str, tuple[Load, ...]] = {
     "console/sign-out": (Load(Caller.MADE_UP, "POST", body=Form()),),
     "console/<str:channel>/": (shows(row="console/"),),
     "console/<str:channel>/exports": (shows(),),
+    "console/<str:channel>/exports/act": (submits(ACTIONS),),
+    "console/<str:channel>/exports/views": (submits(ACTIONS),),
     "console/<str:channel>/exports/new": (submits(fields=EXPORT_FORM),),
     "console/<str:channel>/exports/new/preview": (submits(fields=EXPORT_FORM),),
     "console/<str:channel>/exports/new/conversations": (shows("q=a"),),
@@ -226,9 +233,11 @@ LOADS: dict[str, tuple[Load, ...]] = {
     "console/<str:channel>/exports/<str:tag>/<str:request_id>/files/<int:part>/revoke": (
         submits(ACTIONS),
     ),
+    "console/<str:channel>/datasets": (shows(),),
     "console/<str:channel>/schedules": (shows(),),
     "console/<str:channel>/schedules/new": (shows(row=FORMS),),
-    "console/<str:channel>/schedules/one/<str:name>": (shows(row=FORMS, name="s-0"),),
+    "console/<str:channel>/schedules/one/<str:name>": (shows(name="s-0"),),
+    "console/<str:channel>/schedules/one/<str:name>/edit": (shows(row=FORMS, name="s-0"),),
     "console/<str:channel>/schedules/one/<str:name>/<str:action>": (
         submits(ACTIONS, name="s-0", action="pause"),
     ),
@@ -237,19 +246,35 @@ LOADS: dict[str, tuple[Load, ...]] = {
     "console/<str:channel>/conversations/one": (
         shows(f"id={CONFIG['conversationId']}&{DAYS}"),
     ),
+    "console/<str:channel>/events": (shows(),),
+    "console/<str:channel>/events/<int:pk>": (shows(row="console: one row"),),
     "console/<str:channel>/participants": (shows(),),
+    "console/<str:channel>/participants/<int:pk>": (shows(row="console: one row"),),
+    "console/<str:channel>/participants/erase": (submits(ACTIONS),),
+    "console/<str:channel>/participants/erasures/<int:pk>": (shows(row="console: one row"),),
     "console/<str:channel>/rejected": (shows(),),
     "console/<str:channel>/rejected/<int:pk>": (shows(),),
+    "console/<str:channel>/rejected/<int:pk>/resend": (submits(ACTIONS),),
+    "console/<str:channel>/rejected/dismiss": (submits(ACTIONS),),
+    "console/<str:channel>/rejected/download": (shows(),),
     "console/<str:channel>/rejected/replay": (submits(fields={"reason": "invalid"}),),
     "console/<str:channel>/destinations": (shows(),),
     "console/<str:channel>/destinations/new": (shows(row=FORMS),),
     "console/<str:channel>/destinations/one/<str:name>": (shows(),),
+    "console/<str:channel>/destinations/one/<str:name>/deliveries/<int:pk>": (
+        shows(row="console: one row"),
+    ),
     "console/<str:channel>/destinations/one/<str:name>/edit": (shows(row=FORMS),),
     "console/<str:channel>/destinations/one/<str:name>/<str:action>": (
         submits(ACTIONS, action="pause"),
     ),
     "console/<str:channel>/keys": (shows(),),
     "console/<str:channel>/keys/<str:public_id>/revoke": (submits(ACTIONS),),
+    "console/<str:channel>/keys/<str:public_id>/rotate": (submits(ACTIONS),),
+    "console/<str:channel>/team": (shows(),),
+    "console/<str:channel>/team/<int:user_id>": (submits(ACTIONS, user_id="1"),),
+    "console/<str:channel>/team/chat": (submits(ACTIONS),),
+    "console/<str:channel>/audit/download": (shows("action=a"),),
     "console/<str:channel>/audit": (shows("action=a"),),
     "console/<path:path>": (shows(path="nothing/here"),),
     # no address of the URL configuration
@@ -283,9 +308,10 @@ def list_addresses() -> dict[str, str]:
 
 def find_loads(template: str) -> tuple[Load, ...]:
     """Returns the loads of an address. Raises `KeyError` where it has none."""
-    if template.startswith(ADMIN):
+    folder = f"{template}/"
+    if folder.startswith(ADMIN):
         return (shows(row="admin, all pages", object_id="1"),)
-    if template.startswith(ACCOUNT):  # of django-allauth; some have patterns in their addresses
+    if folder.startswith(ACCOUNT):  # of django-allauth; some have patterns in their addresses
         caller = Caller.NOBODY if "^" in template else Caller.SESSION
         return (Load(caller, row="account, all pages", values={"pk": "1"}),)
     return LOADS[template]

@@ -29,6 +29,7 @@ from urllib.parse import urlencode
 from benchmarks import export_data, harness, results
 from benchmarks.harness import CHANNEL, Process
 from benchmarks.results import Result
+from exhaust.processes import web_command
 
 PAGE_ITEMS = 1000
 
@@ -182,10 +183,7 @@ def time_pull(variables: dict[str, str], events: int) -> list[Result]:
     print(f"\n{data}", flush=True)
     key = keys.create_key("puller", ["pull"], [Channel.objects.get(identifier=CHANNEL)])[1]
     port = harness.free_port()
-    command = [
-        sys.executable, "-m", "granian", "--interface", "rsgi", "config.asgi:application",
-        "--workers", "1", "--port", str(port), "--log-level", "error",
-    ]  # fmt: skip
+    command = [*web_command(port, workers=1), "--log-level", "error"]
     with Process(command, variables):
         times, count, size = pull_pages(port, key)
     if count != events:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
 
@@ -151,6 +152,10 @@ class Process:
         self._process.wait()
 
     @property
+    def command(self) -> str:
+        return shlex.join(map(str, cast(Sequence[str], self._process.args)))
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 
@@ -212,7 +217,7 @@ def wait_for_server(port: int, server: Process) -> None:
                     return
         except OSError:
             time.sleep(0.02)
-    raise SystemExit("The server did not start.")
+    raise SystemExit(f"The server did not start: {server.command}. Are the extras installed?")
 
 
 def serve_requests(handle: Callable[[Any], Any]) -> None:
@@ -244,7 +249,7 @@ def print_environment(database_url: str, **settings: Any) -> dict[str, str]:
         "server_version", "shared_buffers", "fsync", "synchronous_commit", "full_page_writes",
         "wal_level", "max_wal_size", "work_mem",
     )  # fmt: skip
-    packages = ("django", "djangorestframework", "psycopg", "msgspec", "granian", "celery")
+    packages = ("django", "djangorestframework", "psycopg", "msgspec", "uvicorn", "celery")
     facts = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "software": f"Python {platform.python_version()}, "

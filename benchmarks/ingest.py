@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=30_000, help="Rows per source.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer-events", type=int, default=4_000, help="Events for ORM and DRF.")
-    parser.add_argument("--flags", default="", help="More flags for granian.")
+    parser.add_argument("--flags", default="", help="More flags for uvicorn.")
     parser.add_argument("--feeder", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.feeder:

@@ -71,11 +71,11 @@ def main() -> None:
         )
         quiet = partial(Process, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with ExitStack() as running:
-            granian = running.enter_context(quiet(web_command(port), variables))
+            web = running.enter_context(quiet(web_command(port), variables))
             running.enter_context(
                 quiet([sys.executable, *submit_latency.CELERY.split()], variables)
             )
-            wait_for_server(port, granian)
+            wait_for_server(port, web)
             reader, sender = (running.enter_context(Helper(GENERATOR, variables)) for _ in range(2))
             reader.call({"prepare": {"port": port, "requests": requests["read"]}})
             sender.call({"prepare": batches})

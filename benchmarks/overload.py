@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=10, help="Seconds of overload in a round.")
     parser.add_argument("--times", type=float, default=10)
     parser.add_argument("--batch", type=int, default=200, help="Events in a request.")
-    parser.add_argument("--flags", default="", help="More flags for granian.")
+    parser.add_argument("--flags", default="", help="More flags for uvicorn.")
     options = parser.parse_args()
     broker = harness.read_broker()
     harness.stop_on_term()
@@ -63,10 +63,10 @@ def main() -> None:
             server=" ".join(["python", *command[1:]]),
             load=f"telemetry, {options.batch} events a request, {KEYS} keys, one process",
         )
-        with Process(command, variables, stdout=subprocess.DEVNULL) as granian:
-            wait_for_server(port, granian)
+        with Process(command, variables, stdout=subprocess.DEVNULL) as web:
+            wait_for_server(port, web)
             records, is_complete = measure(
-                variables, granian.pid, start_generators(port, options.batch), options
+                variables, web.pid, start_generators(port, options.batch), options
             )
         results.print_report("overload", records, ground_facts, options.json)
         if not is_complete:

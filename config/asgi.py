@@ -1,7 +1,7 @@
 """The whole service on one address: ingest, polling and links on the event loop, Django in threads.
 
-granian runs it by RSGI, any other server by ASGI. Large installations put a proxy in front, which
-sends all but the addresses of the sources, `read` and `list` of jobs and links to `config.wsgi`.
+uvicorn runs it with `--http config.asgi:HttpProtocol`. Large installations put a proxy in front,
+which keeps the processes of sources, polls and links apart from those of all else.
 """
 
 import gc
@@ -12,6 +12,7 @@ from config.wsgi import django
 from exhaust.api.polling import Poller
 from exhaust.api.redirects import Redirects
 from ingest.collector.intake import POOLED_CONNECTIONS, build_collector, build_senders
+from ingest.collector.protocol import HttpProtocol as HttpProtocol
 from ingest.collector.servers import Application
 from ingest.collector.wsgi_bridge import WsgiBridge
 from ingest.limits.admission import AdmissionControl

@@ -10,6 +10,7 @@ from uuid import uuid4
 from celery import Celery
 from celery.beat import PersistentScheduler
 from celery.signals import celeryd_init, setup_logging
+from django.conf import settings
 from kombu import Exchange, Queue
 from kombu.transport import filesystem
 from kombu.utils.json import dumps
@@ -133,14 +134,18 @@ def replace_queues_of_dead_children(**_: Any) -> None:
 
 
 class WakeupScheduler(PersistentScheduler):
-    """Sends a task only when no message of its kind waits already."""
+    """Sends a task only when it has work and no message of its kind waits already."""
 
     def apply_async(self, entry: Any, *_: Any, **__: Any) -> None:
-        from django.db import connection
+        from django.db import Error, connection
 
+        from exhaust import tasks
         from exhaust.jobs import wakeup
 
         try:
+            with suppress(Error):
+                if not tasks.has_work(entry.task):
+                    return
             wakeup.enqueue(entry.task)
         finally:
             connection.close()
@@ -160,16 +165,22 @@ app.conf.task_routes = {
     "exhaust.deliver_callbacks": "deliver",
     "exhaust.push_documents": "deliver",
     "exhaust.send_tests": "deliver",
+    "exhaust.deliver_files": "deliver",
+    "exhaust.send_notices": "deliver",
     "exhaust.sweep": "maintain",
     "exhaust.derive_sessions": "maintain",
     "exhaust.daily_run": "maintain",
+    "exhaust.archive_events": "maintain",
     "exhaust.continue_erasures": "maintain",
     "exhaust.delete_withdrawn_files": "maintain",
     "exhaust.keep_last_position": "maintain",
 }
 app.conf.beat_scheduler = WakeupScheduler
+# these two look often, and send no message where there is no work
+push_interval = min(1.0, settings.EXHAUST_PUSH_SECONDS / 4)
 app.conf.beat_schedule = {
     "sweep": {"task": "exhaust.sweep", "schedule": 5.0},
     "position": {"task": "exhaust.keep_last_position", "schedule": 60.0},
-    "derive": {"task": "exhaust.derive_sessions", "schedule": 10.0},
+    "push": {"task": "exhaust.push_documents", "schedule": push_interval},
+    "derive": {"task": "exhaust.derive_sessions", "schedule": push_interval},
 }

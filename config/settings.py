@@ -20,9 +20,14 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, reset_tzpath
 
 import dj_email_url
 from environs import EnvValidationError, FileAwareEnv, validate
+
+# zones as the package tzdata has them, not the machine: the same days and offsets everywhere
+reset_tzpath(())
+ZoneInfo.clear_cache()
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = FileAwareEnv(eager=False, strip_whitespace=True)
@@ -42,8 +47,13 @@ for _name, _path in os.environ.items():
 
 # Where this installation stands -----------------------------------------------------------------
 
-#: Folder of the embedded parts, for the service's own user; empty means `var/` beside manage.py.
-DATA_DIR = Path(env.str("EXHAUST_DATA_DIR", "") or BASE_DIR / "var")
+_user_data = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
+_is_clone = (BASE_DIR / "manage.py").exists()
+#: Folder of the embedded parts, for the service's own user; empty means `var/` beside manage.py,
+#: and `~/.local/share/exhaust` where there is none.
+DATA_DIR = Path(
+    env.str("EXHAUST_DATA_DIR", "") or (BASE_DIR / "var" if _is_clone else _user_data / "exhaust")
+)
 #: `postgresql://user:password@host:5432/name`, with any parameter of libpq as
 #: `?sslmode=verify-full`; empty means SQLite in the data folder.
 _database_url: str = env.str("DATABASE_URL", "")
@@ -81,6 +91,9 @@ EXHAUST_OIDC_GROUPS_CLAIM: str = env.str("EXHAUST_OIDC_GROUPS_CLAIM", "")
 #: Mail server, as `submission://user:password@host:587/?_default_from_email=exhaust@example.org`;
 #: empty sends no e-mail.
 _email_url: str = env.str("EMAIL_URL", "")
+#: Whom pages and e-mails tell people to ask, as `Asha Rao <asha@example.org>` or
+#: `Help desk <https://help.example.org>`; empty names no one.
+_administrator: str = env.str("EXHAUST_ADMINISTRATOR", "")
 #: Longest life of a new API key, in days; 0 sets no limit.
 EXHAUST_KEY_MAX_DAYS: int = env.int(
     "EXHAUST_KEY_MAX_DAYS", 0, validate=validate.Range(min=0, max=36_500)
@@ -102,6 +115,15 @@ _aws_id: str = env.str("AWS_ACCESS_KEY_ID", "")
 #: Secret of that credential.
 _aws_secret: str = env.str("AWS_SECRET_ACCESS_KEY", "")
 
+# The archive
+#: Folder of the archive, in the data folder unless absolute, or `s3://bucket/prefix`; empty
+#: archives nothing.
+EXHAUST_ARCHIVE_URL: str = env.str("EXHAUST_ARCHIVE_URL", "").rstrip("/")
+#: Age of events, in days since their arrival, at which they are archived.
+EXHAUST_ARCHIVE_AFTER_DAYS: int = env.int(
+    "EXHAUST_ARCHIVE_AFTER_DAYS", 30, validate=validate.Range(min=1, max=36_500)
+)
+
 # Limits of requests
 #: Longest range of a request, in days.
 EXHAUST_MAX_DAYS: int = env.int("EXHAUST_MAX_DAYS", 366, validate=validate.Range(min=1))
@@ -121,10 +143,14 @@ EXHAUST_PART_BYTES: int = env.int("EXHAUST_PART_BYTES", 5 * 1024**3, validate=va
 EXHAUST_MAX_RUNNING_PER_CHANNEL: int = env.int(
     "EXHAUST_MAX_RUNNING_PER_CHANNEL", 2, validate=validate.Range(min=1)
 )
-#: Jobs of a channel that may wait.
+#: Jobs of a channel that may wait for a worker, and as many that may wait for their time.
 EXHAUST_MAX_QUEUED_PER_CHANNEL: int = env.int(
     "EXHAUST_MAX_QUEUED_PER_CHANNEL", 100, validate=validate.Range(min=1)
 )
+#: Hour at which the daily maintenance and the jobs of the priority `nightly` begin.
+EXHAUST_DAILY_HOUR: int = env.int("EXHAUST_DAILY_HOUR", 2, validate=validate.Range(min=0, max=23))
+#: Time zone of that hour.
+EXHAUST_DAILY_TIMEZONE: str = env.str("EXHAUST_DAILY_TIMEZONE", "UTC")
 #: Lifetime of a file, and of the record of a delivery.
 EXHAUST_FILE_RETENTION_DAYS: int = env.int(
     "EXHAUST_FILE_RETENTION_DAYS", 30, validate=validate.Range(min=1)
@@ -153,6 +179,10 @@ EXHAUST_REJECTED_RETENTION_DAYS: int = env.int(
 )
 #: Private networks that a channel's destinations and callbacks may reach: `ORG_001=10.1.2.0/24`.
 _push_networks: list[str] = env.list("EXHAUST_PUSH_ALLOWED_NETWORKS", [])
+#: Time from a document's arrival until its destination has it, while the receiver answers.
+EXHAUST_PUSH_SECONDS: int = env.int(
+    "EXHAUST_PUSH_SECONDS", 5, validate=validate.Range(min=1, max=60)
+)
 #: Factor of all rate limits; 0 turns them off.
 EXHAUST_RATE_LIMIT_MULTIPLIER: float = env.float(
     "EXHAUST_RATE_LIMIT_MULTIPLIER", 1.0, validate=validate.Range(min=0)
@@ -217,14 +247,29 @@ if OTEL_EXPORTER_OTLP_ENDPOINT:
         raise setting_error(
             "OTEL_EXPORTER_OTLP_ENDPOINT", "needs the extra otel: pip install '.[otel]'."
         ) from None
+try:
+    ZoneInfo(EXHAUST_DAILY_TIMEZONE)
+except (ZoneInfoNotFoundError, ValueError, OSError):
+    raise setting_error(
+        "EXHAUST_DAILY_TIMEZONE", "unknown time zone; write one like UTC or Asia/Kolkata."
+    ) from None
 if 0 < EXHAUST_EVENT_RETENTION_DAYS <= EXHAUST_FILE_RETENTION_DAYS:
     # a withdrawal finds the files of a person by their events
     raise setting_error(
         "EXHAUST_EVENT_RETENTION_DAYS", "must be more than EXHAUST_FILE_RETENTION_DAYS, or 0."
     )
-if S3_PUBLIC_ENDPOINT_URL and not S3_BUCKET:
+_archive_scheme, _separator, _archive_path = EXHAUST_ARCHIVE_URL.rpartition("://")
+if _separator and (_archive_scheme != "s3" or not re.match("[^/]", _archive_path)):
+    raise setting_error("EXHAUST_ARCHIVE_URL", "write a folder or s3://bucket/prefix.")
+if EXHAUST_ARCHIVE_URL and 0 < EXHAUST_EVENT_RETENTION_DAYS <= EXHAUST_ARCHIVE_AFTER_DAYS:
+    raise setting_error(
+        "EXHAUST_ARCHIVE_AFTER_DAYS",
+        "must be less than EXHAUST_EVENT_RETENTION_DAYS, or events are deleted before.",
+    )
+_has_bucket = bool(S3_BUCKET or _separator)
+if S3_PUBLIC_ENDPOINT_URL and not _has_bucket:
     raise setting_error("S3_BUCKET", "must be set, since an S3 endpoint is.")
-if S3_PRIVATE_KMS_KEY_ID and not S3_BUCKET:
+if S3_PRIVATE_KMS_KEY_ID and not _has_bucket:
     raise setting_error("S3_BUCKET", "must be set, since a KMS key for its private files is.")
 for _name, _url in (
     ("EXHAUST_PUBLIC_URL", EXHAUST_PUBLIC_URL),
@@ -384,6 +429,7 @@ MIDDLEWARE = [
     "ingest.http.middleware.HostMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "ingest.auth.preferences.apply_settings",
     "django.contrib.messages.middleware.MessageMiddleware",
     "allauth.account.middleware.AccountMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
@@ -439,9 +485,21 @@ except (KeyError, ValueError):
     raise setting_error("EMAIL_URL", "write submission://user:password@host:587.") from None
 globals().update(_email)  # EMAIL_HOST and its like
 EXHAUST_SENDS_MAIL = bool(_email_url)
+_contact = re.fullmatch(
+    r"([^<>]+?)\s*<(?:(https?://[^\s<>]+)|([^@\s<>]+@[^@\s<>]+))>", _administrator
+)
+if _administrator and _contact is None:
+    raise setting_error(
+        "EXHAUST_ADMINISTRATOR", "write a name and an e-mail or web address: Asha <asha@x.example>."
+    )
+#: The administrator's name and the address of a link to them.
+EXHAUST_ADMINISTRATOR: tuple[str, str] = ("", "")
+if _contact is not None:
+    EXHAUST_ADMINISTRATOR = (_contact[1], _contact[2] or f"mailto:{_contact[3]}")
 EMAIL_TIMEOUT = 10
 
 # Accounts: allauth signs people in, by one page for the console and the admin
+CSRF_FAILURE_VIEW = "ingest.http.pages.reject_old_form"
 LOGIN_URL = LOGOUT_REDIRECT_URL = "account_login"
 LOGIN_REDIRECT_URL = "console:home"
 ACCOUNT_ADAPTER = "ingest.auth.accounts.AccountAdapter"
@@ -491,6 +549,9 @@ CACHES = {  # counts of all processes; it keeps a code of a second factor from b
     }
 }
 
+# Languages of the pages: a user's own, else the browser's. The API answers in English.
+LANGUAGE_CODE = "en"
+LANGUAGES = [("en", "English"), ("hi", "हिन्दी"), ("ar", "العربية")]
 USE_TZ = True
 TIME_ZONE = "UTC"
 STATIC_URL = "static/"
@@ -708,11 +769,13 @@ LOGGING = {
         "django": {"handlers": [], "level": _log_level},
         # else a line for each message, every few seconds
         "celery.app.trace": {"level": "WARNING"},
+        "celery.worker.strategy": {"level": "WARNING"},
         "celery.beat": {"level": "WARNING"},
         "django.security.DisallowedHost": {"level": "CRITICAL"},  # `host.refused` says it
         "django.request": {"level": "ERROR"},  # a 4xx is the caller's error
         "botocore": {"level": "WARNING"},
         "boto3": {"level": "WARNING"},
+        "asyncssh": {"level": "WARNING"},
         "s3transfer": {"level": "WARNING"},
         "urllib3": {"level": "ERROR"},  # its warnings hold a receiver's whole address
     },

@@ -8,8 +8,11 @@ from django.urls import include, path
 
 from exhaust import openapi
 from exhaust.api.pull import EventsView
+from exhaust.console import entrance
 from exhaust.console.account import sign_in_to_admin
+from exhaust.docs import views as docs
 from exhaust.monitoring import health, metrics
+from ingest.http import pages
 from ingest.views import sources
 
 # a change in the admin needs a sign-in, a password or a second factor of the last minutes
@@ -33,7 +36,8 @@ urlpatterns = [
             GET=EventsView.as_view(), **sources.shared_views("export/events")
         ),
     ),
-    path("", sources.dispatch_by_accept("")),
+    path("", sources.dispatch_by_accept("", entrance.show_entrance)),
+    *[path(name, entrance.add_slash(name)) for name in ("account", "admin", "console", "docs")],
     path("", include("ingest.urls")),
     path("", include("exhaust.urls")),
     path("api/", include("exhaust.urls")),  # the same API under both prefixes
@@ -42,13 +46,16 @@ urlpatterns = [
     path("account/", include("exhaust.console.account")),
     path("admin/login/", sign_in_to_admin),
     path("admin/", admin.site.urls),
-    path("docs/", openapi.page),
+    path("docs/", docs.show_page),
+    path("docs/try", docs.show_trial),
+    path("docs/postman.json", docs.serve_collection),
     path("docs/openapi.json", openapi.as_json),
     path("docs/openapi.yaml", openapi.as_yaml),
     path("healthz", health.report_liveness),
     path("readyz", health.report_readiness),
     path("metrics", metrics.serve_metrics),
 ]
-handler400 = health.bad_request
-handler404 = health.not_found
-handler500 = health.server_error
+handler400 = pages.bad_request
+handler403 = pages.forbidden
+handler404 = pages.not_found
+handler500 = pages.server_error

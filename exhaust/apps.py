@@ -6,9 +6,11 @@ class ExhaustConfig(AppConfig):
 
     def ready(self) -> None:
         from exhaust import tracing
+        from exhaust.archive import receiver
         from exhaust.jobs import withdrawal
         from ingest.privacy import erasure
 
         tracing.start_tracing()
         erasure.files_searching.connect(withdrawal.revoke_files_of_erased, dispatch_uid="files")
+        erasure.archive_erasing.connect(receiver.erase_device, dispatch_uid="archive")
         erasure.rows_erasing.connect(withdrawal.redact_dead_letters, dispatch_uid="erasing")

@@ -27,6 +27,13 @@ FAILPOINTS = (
     "publish.after", "remove.before", "attempt.ended", "push.accepted",
 )  # fmt: skip
 
+ARCHIVE_FAILPOINTS = (
+    "archive.claimed", "archive.file_stored", "archive.registering", "archive.registered",
+)  # fmt: skip
+REWRITING_FAILPOINTS = (
+    "archive.rewriting", "archive.rewritten", "archive.swapped", "archive.purged",
+)  # fmt: skip
+
 
 def trigger_failpoint(name: str, target: object = "") -> None:
     """Performs the action armed for `name`, or for `name@target`."""

@@ -35,6 +35,9 @@ DELIVERED_DOCUMENTS = Counter(
 DOWNLOADS = Counter(
     "exhaust_downloads", "Downloads through links of the service, by HTTP status.", ["status"]
 )
+ARCHIVE_ORPHANS = Counter(
+    "exhaust_archive_orphans", "Objects of the archive that no row named, and that were deleted."
+)
 
 
 def begin_counts(datasets: Iterable[str]) -> None:
@@ -45,12 +48,18 @@ def begin_counts(datasets: Iterable[str]) -> None:
         LEASE_TAKEOVERS.labels(dataset, "worker_lost")
 
 
+def dataset_label(dataset: str, own_scope: str) -> str:
+    """Returns the label of a job's dataset: own datasets share one."""
+    return "own" if own_scope else dataset
+
+
 def record_publication(job: Job, completed_at: datetime, rows: int, byte_count: int) -> None:
     """Counts a published job."""
-    ATTEMPTS_ENDED.labels(job.dataset, "success").inc()
-    JOB_SECONDS.labels(job.dataset).observe(
+    dataset = dataset_label(job.dataset, job.own_scope)
+    ATTEMPTS_ENDED.labels(dataset, "success").inc()
+    JOB_SECONDS.labels(dataset).observe(
         (completed_at - (job.started_at or completed_at)).total_seconds()
     )
-    READY_SECONDS.labels(job.dataset).observe((completed_at - job.submitted_at).total_seconds())
-    PUBLISHED_ROWS.labels(job.dataset).inc(rows)
-    PUBLISHED_BYTES.labels(job.dataset).inc(byte_count)
+    READY_SECONDS.labels(dataset).observe((completed_at - job.submitted_at).total_seconds())
+    PUBLISHED_ROWS.labels(dataset).inc(rows)
+    PUBLISHED_BYTES.labels(dataset).inc(byte_count)

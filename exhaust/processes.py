@@ -15,10 +15,10 @@ GRACE_SECONDS = 15
 RESTART_SECONDS = (1.0, 2.0, 4.0, 8.0)  # before each further start of a process that ends early
 STEADY_SECONDS = 10.0
 # limits per client: docs/limits.md
-GRANIAN_LIMITS = (
-    "--http", "1", "--no-ws", "--http1-header-read-timeout", "15000",
-    "--http1-buffer-size", "65536", "--backlog", "2048", "--backpressure", "4096",
-    "--workers-kill-timeout", "30",
+WEB_FLAGS = (
+    "--http", "config.asgi:HttpProtocol", "--loop", "ingest.collector.loop:Loop", "--ws", "none",
+    "--lifespan", "on", "--no-proxy-headers", "--no-server-header", "--no-access-log",
+    "--backlog", "2048", "--timeout-graceful-shutdown", "30", "--timeout-worker-healthcheck", "30",
 )  # fmt: skip
 
 
@@ -31,9 +31,8 @@ def free_port() -> int:
 def web_command(port: int, host: str = "127.0.0.1", workers: int = 2) -> list[str]:
     """Returns the command of the web server: the whole service on one address."""
     return [
-        sys.executable, "-m", "granian", "--interface", "rsgi", "config.asgi:application",
-        "--host", host, "--port", str(port), "--workers", str(workers),
-        "--respawn-failed-workers", *GRANIAN_LIMITS,
+        sys.executable, "-m", "uvicorn", "config.asgi:application",
+        "--host", host, "--port", str(port), "--workers", str(workers), *WEB_FLAGS,
     ]  # fmt: skip
 
 

@@ -5,9 +5,11 @@ from typing import Any
 
 from celery import Task, shared_task
 
-from exhaust.delivery import callbacks, pump, receiver_tests
+from exhaust.archive import objects as archive_objects
+from exhaust.archive import runs as archive_runs
+from exhaust.delivery import callbacks, notices, pump, receiver_tests
 from exhaust.files import last_position, orphans, storage
-from exhaust.jobs import attempt, schedules, transitions, wakeup, withdrawal
+from exhaust.jobs import attempt, file_delivery, schedules, transitions, wakeup, withdrawal
 from exhaust.maintenance import daily, retention
 from exhaust.models import Job
 from exhaust.worker import current_worker_id, work_lock
@@ -19,6 +21,9 @@ from ingest.privacy import consent, erasure
 
 log = logs.get_logger(__name__)
 SWEEP_STORAGE_SECONDS = 10
+WATCH = "notices.watch"  # the look for what no other code notices as it happens
+WATCH_EVERY = timedelta(minutes=5)
+ARCHIVE_EVERY = timedelta(hours=1)
 STALLED_AFTER = {
     "exhaust.derive_sessions": timedelta(seconds=20),
     "exhaust.keep_last_position": timedelta(seconds=120),
@@ -40,7 +45,8 @@ def work(queue: str = "nightly") -> None:
 
     The queue `interactive` runs interactive jobs only.
     """
-    lowest_priority = Job.Priority[queue.upper()]
+    is_interactive = queue == Job.Priority.INTERACTIVE.queue
+    lowest_priority = Job.Priority.INTERACTIVE if is_interactive else Job.Priority.LOW
     with work_lock:
         job = transitions.claim(lowest_priority=lowest_priority, worker_id=current_worker_id())
         if job is None:
@@ -53,6 +59,7 @@ def work(queue: str = "nightly") -> None:
 @shared_task(name="exhaust.sweep", base=WokenTask)
 def sweep() -> None:
     """Finds the work of lost messages and lost workers, and submits due schedules."""
+    wakeup.note_sweep()
     expired_ids = transitions.fail_expired()
     for priority in (
         transitions.claimable_jobs().order_by().values_list("priority", flat=True).distinct()
@@ -64,8 +71,14 @@ def sweep() -> None:
         wakeup.enqueue("exhaust.push_documents")
     if receiver_tests.find_due().exists():
         wakeup.enqueue("exhaust.send_tests")
+    if file_delivery.is_waiting():
+        wakeup.enqueue("exhaust.deliver_files")
+    if notices.find_due().exists() or is_watch_due():
+        wakeup.enqueue("exhaust.send_notices")
     if daily.is_due():
         wakeup.enqueue("exhaust.daily_run")
+    if archive_objects.is_enabled() and not wakeup.has_run("exhaust.archive_events", ARCHIVE_EVERY):
+        wakeup.enqueue("exhaust.archive_events")
     if erasure.unfinished_erasures().exists():
         wakeup.enqueue("exhaust.continue_erasures")
     if consent.find_marked().exists() or retention.withdrawn_files().exists():
@@ -92,6 +105,13 @@ def sweep() -> None:
 def daily_run() -> None:
     """Runs the daily maintenance unless another process has begun it."""
     daily.run_daily()
+
+
+@shared_task(name="exhaust.archive_events", base=WokenTask)
+def archive_events() -> None:
+    """Archives a range of each channel that is due, then wakes a worker for the next ranges."""
+    if archive_objects.is_enabled() and archive_runs.archive_due():
+        wakeup.enqueue("exhaust.archive_events")
 
 
 @shared_task(name="exhaust.continue_erasures", base=WokenTask)
@@ -130,6 +150,29 @@ def send_tests() -> None:
         wakeup.enqueue("exhaust.send_tests")
 
 
+@shared_task(name="exhaust.deliver_files", base=WokenTask)
+def deliver_files() -> None:
+    """Delivers files until nothing is due; one process at a time, with a thread for each."""
+    file_delivery.deliver_due()
+
+
+@shared_task(name="exhaust.send_notices", base=WokenTask)
+def send_notices() -> None:
+    """Sends notices for at most 10 s, and looks every five minutes for what to tell."""
+    if is_watch_due():
+        wakeup.record_start(WATCH)
+        notices.announce_rejections()
+        if wakeup.take_gap():
+            notices.announce_stall()
+    if notices.deliver_due(seconds=5):
+        wakeup.enqueue("exhaust.send_notices")
+
+
+def is_watch_due() -> bool:
+    """Returns whether the last look was five minutes ago, and anyone could be told."""
+    return notices.has_readers() and not wakeup.has_run(WATCH, WATCH_EVERY)
+
+
 @shared_task(name="exhaust.keep_last_position", base=WokenTask)
 def keep_last_position() -> None:
     """Stores the feed's last position, and notices that the database was set back."""
@@ -142,4 +185,15 @@ def keep_last_position() -> None:
 @shared_task(name="exhaust.derive_sessions", base=WokenTask)
 def derive_sessions() -> None:
     """Derives sessions and users from new events; the next run continues."""
-    deriver.derive_all(seconds=8)
+    deriver.derive_all(seconds=1)
+
+
+_WORK_CHECKS = {
+    "exhaust.push_documents": lambda: pump.find_due().exists(),
+    "exhaust.derive_sessions": deriver.has_work,
+}
+
+
+def has_work(task: str) -> bool:
+    """Returns whether a scheduled task has any, where that is quick to see; else True."""
+    return _WORK_CHECKS.get(task, lambda: True)()

@@ -29,6 +29,7 @@ urlpatterns = [
     path("dataset/v1/audit", AuditView.as_view()),
     path("export/sample", SampleView.as_view()),
     path("export/mapping", MappingView.as_view()),
+    path("export/datasets/<str:name>", pull.DatasetRowsView.as_view()),
     path("dataset/v1/download/<str:token>/<path:name>", downloads.download),
     path("dataset/v1/download/<str:token>", downloads.download),
 ]

@@ -1,4 +1,4 @@
-"""What a worker does beside its tasks: it starts a poller, serves metrics, and releases its jobs.
+"""The work of a worker beside its tasks: it starts a poller, serves metrics, and releases its jobs.
 
 The poller is a thread of each worker process. It runs jobs and tasks whose wake-up was lost or
 waits behind a long task, and sweeps when nothing else does.
@@ -39,7 +39,7 @@ def poll_loop(stop_event: threading.Event) -> None:
     rows are enough to go on.
     """
     queues = set(current_app.amqp.queues.consume_from)
-    lowest_priority = Job.Priority.NIGHTLY
+    lowest_priority = Job.Priority.LOW
     if "nightly" not in queues:
         lowest_priority = Job.Priority.INTERACTIVE  # this worker is reserved for them
     running: dict[str, threading.Thread] = {}

@@ -7,10 +7,14 @@ from django.apps import apps
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import User
+from django.core.paginator import Paginator
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.utils.functional import cached_property
+from django.utils.translation import ngettext
 
 from ingest import audit
+from ingest.adapters import ADAPTERS
 from ingest.audit.admin import AuditedAdmin
 from ingest.auth import accounts, keys, roles
 from ingest.auth.roles import Permission
@@ -30,6 +34,8 @@ from ingest.models import (
 )
 from ingest.privacy.encryption import decrypt
 from ingest.store.replay import replay, waiting_rejections
+
+MAX_LISTED = 10_000  # rows on the pages of a list; a filter or a search finds others
 
 for model in apps.get_models():  # theirs show secrets, and change accounts without the audit log
     if model._meta.app_label in {"account", "mfa", "socialaccount"} and admin.site.is_registered(
@@ -127,6 +133,18 @@ class VisibleRelatedFilter(admin.RelatedFieldListFilter):
         return [(row.pk, str(row)) for row in rows]
 
 
+class SourceFilter(admin.SimpleListFilter):
+    """Filters by a source. To ask the rows for the sources would read all of them."""
+
+    title = parameter_name = "source"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(name, adapter.title) for name, adapter in ADAPTERS.items()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet) -> QuerySet:
+        return queryset.filter(source=self.value()) if self.value() else queryset
+
+
 class SuperuserOnlyAdmin(TenantScopedAdmin):
     """A page for superusers only."""
 
@@ -134,9 +152,19 @@ class SuperuserOnlyAdmin(TenantScopedAdmin):
         return {}
 
 
+class BoundedPaginator(Paginator):
+    """Lists the first `MAX_LISTED` rows, and counts no others."""
+
+    @cached_property
+    def count(self) -> int:
+        rows: Any = self.object_list
+        return int(rows.order_by()[:MAX_LISTED].count())
+
+
 class ReadOnlyAdmin(TenantScopedAdmin):
     """A page of rows that only the service writes."""
 
+    paginator = BoundedPaginator
     show_full_result_count = False  # counting millions of rows takes longer than reading a page
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -211,8 +239,8 @@ class ApiKeyAdmin(ReadOnlyAdmin):
     list_filter = [("channels", VisibleRelatedFilter), "revoked_at"]
     search_fields = ["name", "public_id"]
     fields = [
-        "name", "public_id", "scopes", "channels", "networks", "created_at", "expires_at",
-        "revoked_at", "last_used_at",
+        "name", "public_id", "scopes", "channels", "networks", "created_by", "created_at",
+        "expires_at", "revoked_at", "last_used_at",
     ]  # fmt: skip
     actions = ["revoke", "rotate"]
 
@@ -222,7 +250,8 @@ class ApiKeyAdmin(ReadOnlyAdmin):
     @admin.action(description="Revoke the selected keys", permissions=["view"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         revoked = sum(keys.revoke_key(key) for key in queryset)
-        self.message_user(request, f"{revoked} keys revoked.")
+        said = ngettext("%(count)s key revoked.", "%(count)s keys revoked.", revoked)
+        self.message_user(request, said % {"count": revoked})
 
     @admin.action(description="Make successors; the old ones end in 24 hours", permissions=["view"])
     def rotate(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> HttpResponse:
@@ -246,7 +275,7 @@ class StoredEventAdmin(AuditedAdmin, ReadOnlyAdmin):
     permission = "submit_private"
     is_list_audited = True
     list_display = ["id", "type", "conversation", "device_id", "occurred_at", "received_at"]
-    list_filter = [("channel", VisibleRelatedFilter), "source", "is_answer"]
+    list_filter = [("channel", VisibleRelatedFilter), SourceFilter, "is_answer"]
     list_select_related = ["channel", "conversation"]
     search_fields = ["=device_id", "=session_id"]
     ordering = ["-id"]
@@ -257,9 +286,9 @@ class RejectedEventAdmin(AuditedAdmin, ReadOnlyAdmin):
     permission = "administer"
     list_display = [
         "id", "channel", "source", "reason", "detail", "count", "size", "received_at",
-        "replayed_at",
+        "repeated_at", "replayed_at",
     ]  # fmt: skip
-    list_filter = [("channel", VisibleRelatedFilter), "source", "reason", "replayed_at"]
+    list_filter = [("channel", VisibleRelatedFilter), SourceFilter, "reason", "replayed_at"]
     list_select_related = ["channel"]
     search_fields = ["reason", "detail"]
     actions = ["replay"]

@@ -9,11 +9,13 @@ import msgspec
 
 
 class EventContext(NamedTuple):
-    """The user, the user's attributes and the page that an event's payload names."""
+    """The user, their attributes, the page and the device that an event's payload names."""
 
     user_id: str = ""
     url: str = ""
     attributes: dict[str, tuple[Any, int]] = {}  # by name: the value and when it was set
+    details: dict[str, Any] = {}  # of `ingest.adapters.fields.SessionDetails`
+    platform: str = ""
 
 
 NO_CONTEXT = EventContext()
@@ -37,6 +39,9 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     payload: bytes
     note: str = ""  # what was repaired on the way in
     position: int = 0  # in its batch
+    other_conversations: tuple[str, ...] = ()  # that an answer is in too
+    alias: str = ""  # another name of the device in its application; the device's only one if equal
+    other_identity: bytes = b""  # of a stored version, or where another type has `identity`
 
 
 class Rejection(msgspec.Struct, frozen=True, gc=False):
@@ -75,6 +80,7 @@ class Batch(msgspec.Struct, frozen=True):
     application_id: int | None = None
     last_wins: bool = False
     profiles: Sequence[Profile] = ()
+    is_shared: bool = False  # whether an event is in several conversations
     details: Any = None  # what only the source's own response needs
 
 
@@ -101,6 +107,7 @@ class Call(msgspec.Struct, frozen=True):
     query: bytes = b""  # as sent
     content_encoding: str = "identity"
     route: dict[str, str] = {}  # the variable parts of the path
+    device_id: str = ""  # of the header
 
 
 class RequestError(Exception):
@@ -111,6 +118,11 @@ class RequestError(Exception):
         self.reason = reason
         self.detail = detail
         self.status = status
+
+
+def format_count(count: int, noun: str) -> str:
+    """`1 request`, `2 requests`: for the sentences of answers, which stay English."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def event_identity(occurred_at: datetime | None, *parts: str, prefix: bytes = b"") -> bytes:

@@ -32,12 +32,13 @@ from structlog.typing import EventDict, WrappedLogger
 ALLOWED_FIELDS = {
     "answer", "attempt", "caller", "callback", "channel", "closed", "code", "day", "delivery",
     "destination", "destinations", "digest", "documents", "entries", "error", "events", "failures",
-    "file", "job", "jobs", "key", "method", "ms", "networks", "part", "permanent", "position",
-    "request", "request_id", "role", "route", "schedule", "setting", "status", "tag", "task", "won",
+    "file", "job", "jobs", "key", "method", "ms", "networks", "notice", "part", "permanent",
+    "position", "request", "request_id", "role", "route", "rows", "run", "schedule", "setting",
+    "status", "tag", "task", "won",
 }  # fmt: skip
 # their arguments are names of tasks, queues and keys, and addresses of our own servers
 TRUSTED_LOGGERS = {
-    "_granian", "boto3", "botocore", "celery", "granian", "kombu", "psycopg", "s3transfer",
+    "boto3", "botocore", "celery", "kombu", "psycopg", "s3transfer", "uvicorn",
 }  # fmt: skip
 _QUOTING_LOGGERS = {"django"}  # their own texts are shown, without what they quote
 MAX_MESSAGE_CHARACTERS = 500

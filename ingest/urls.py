@@ -1,4 +1,4 @@
-"""The addresses of the sources, and of what keys with `ingest` or `erase` write otherwise."""
+"""The addresses of the sources, and of the other writes by keys with `ingest` or `erase`."""
 
 from django.urls import URLPattern, path
 

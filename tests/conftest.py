@@ -57,6 +57,14 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--with-database",
+        action="store_true",
+        help="leave out tests that no database takes part in: they are equal on each",
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Runs the longest files first, and skips tests whose server is missing, with the remedy."""
     from django.conf import settings
@@ -71,15 +79,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "redis": "needs CELERY_BROKER_URL=redis://…",
         "s3": "needs the s3local extra: pip install '.[s3local]'",
     }
-    if servers["postgresql"]:
-        left_out = [item for item in items if item.get_closest_marker("sqlite")]
-        config.hook.pytest_deselected(items=left_out)
+    left_out = {
+        item
+        for item in items
+        if (servers["postgresql"] and item.get_closest_marker("sqlite"))
+        or (config.option.with_database and not _uses_servers(item))
+    }
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: not _starts_processes(item))
     for item in items:
         for name, is_there in servers.items():
             if item.get_closest_marker(name) and not is_there:
                 item.add_marker(pytest.mark.skip(reason=remedies[name]))
+
+
+_MARKS = ("django_db", "postgresql", "redis", "s3", "browser", "node", "index")
+_FIXTURES = {"db", "transactional_db", "service", "chromium", "place"}
+
+
+def _uses_servers(item: pytest.Item) -> bool:
+    return any(map(item.get_closest_marker, _MARKS)) or not _FIXTURES.isdisjoint(
+        getattr(item, "fixturenames", ())
+    )
 
 
 def _starts_processes(item: pytest.Item) -> bool:

@@ -8,6 +8,7 @@ here says why, and which file covers it, in a comment on the line before it:
 """
 
 import os
+import random
 import re
 import shlex
 import shutil
@@ -16,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -32,7 +33,7 @@ OPERATIONS = DOCS / "operations.md"
 SHELL, QUERY = "bash", "sql"
 # shown on a page, not typed
 SHOWN = {"text", "json", "nginx", "caddyfile", "ini", "yaml", "python"}
-PATIENCE = 900.0
+PATIENCE = 600.0
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.M | re.S)
 _EXCUSE = re.compile(r"<!-- not run here: (.+); (\S+) -->\n\Z")
 _KEPT = re.compile(r"^(?:export )?([A-Z][A-Z_]*)=", re.M)
@@ -196,9 +197,9 @@ def settle(folder: Path, commands: Mapping[str, str], **more: str) -> Place:
     lines = {
         "python": f'exec {python} "$@"',
         "python3": f'exec {python} "$@"',
-        "exhaust": f'exec {python} -m exhaust.cli "$@"',
+        "exhaust": f'exec {python} -m exhaust "$@"',
         "celery": f'exec {python} -m celery "$@"',
-        "granian": f'exec {python} -m granian "$@"',
+        "uvicorn": f'exec {python} -m uvicorn "$@"',
         # a test installs no packages
         "pip": 'echo "pip: say <!-- not run here: … --> before the block" >&2; exit 1',
         # a page that shows a call shows one that works
@@ -209,9 +210,8 @@ def settle(folder: Path, commands: Mapping[str, str], **more: str) -> Place:
         (programs / name).write_text(f"#!/bin/sh\n{line}\n")
         (programs / name).chmod(0o755)
     (programs / "activate").write_text(f'PATH="{programs}:$PATH"\n')
-    ports = {named: free_port() for named in (8000,)}
-    ports[9009] = destination_port()
-    port = ports[8000]
+    port = free_port()
+    ports = {8000: port} | dict(zip((9009, 2222), destination_ports(), strict=False))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a command is mostly its imports
     environment |= {
@@ -221,17 +221,16 @@ def settle(folder: Path, commands: Mapping[str, str], **more: str) -> Place:
         "EXHAUST_URL": f"http://127.0.0.1:{port}",
         "EXHAUST_PUBLIC_URL": f"http://127.0.0.1:{port}",
         "EXHAUST_PUSH_ALLOWED_NETWORKS": "ORG_001=127.0.0.0/8",
-        "GRANIAN_HOST": "127.0.0.1",
-        "GRANIAN_PORT": str(port),
+        "UVICORN_HOST": "127.0.0.1",
+        "UVICORN_PORT": str(port),
         **more,
     }
     return Place(folder, ports, environment)
 
 
-def destination_port() -> int:
-    """One of those that a destination may have."""
-    for port in range(9010, 9999):
+def destination_ports() -> Iterator[int]:
+    """Yields free ports of those that a destination may have, others for each process."""
+    for port in random.sample(range(9010, 9999), 900):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError("no port between 9010 and 9998 is free")
+            yield port

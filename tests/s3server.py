@@ -146,10 +146,11 @@ def serve(port: int, folder: Path) -> None:
 
 
 @contextmanager
-def running(dir: Path) -> Iterator[str]:
-    """Run the server as a child process on a free port and yield its endpoint URL."""
+def running(dir: Path, port: int = 0) -> Iterator[str]:
+    """Run the server as a child process on that or a free port and yield its endpoint URL."""
     dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tests.s3server", "--port", "0", "--dir", str(dir.resolve())]
+    command = [sys.executable, "-m", "tests.s3server", "--port", str(port)]
+    command += ["--dir", str(dir.resolve())]
     root = Path(__file__).resolve().parents[1]
     log = dir / "server.log"  # a file: a pipe without a reader could fill up
     with log.open("wb") as errors:

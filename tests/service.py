@@ -4,20 +4,24 @@ SQLite, the filesystem broker and a folder, all in the tests' own; or, where the
 them, a scratch database on its PostgreSQL server and its Redis.
 """
 
+import atexit
 import http.client
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from secrets import token_bytes, token_hex
 from typing import Any
@@ -209,18 +213,14 @@ def running(var: Path, beside: int = 1, **more: str) -> Iterator[Service]:
         probe.bind((HOST, 0))
         port = int(probe.getsockname()[1])
     with _database(var) as (database, url):
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in _OURS and not name.startswith(_OUR_PREFIXES)
-        }
-        environment |= {
-            "EXHAUST_DATA_DIR": str(var),
-            "EXHAUST_PUBLIC_URL": f"http://{HOST}:{port}",
-            "SECRET_KEY": token_hex(32),
-            "EXHAUST_KEY_PEPPER": token_hex(32),
-            "EXHAUST_ENCRYPTION_KEYS": urlsafe_b64encode(token_bytes(32)).decode(),
-        }
+        environment = (
+            _others()
+            | {
+                "EXHAUST_DATA_DIR": str(var),
+                "EXHAUST_PUBLIC_URL": f"http://{HOST}:{port}",
+            }
+            | _make_secrets()
+        )
         if url:
             environment["DATABASE_URL"] = url
         if broker := os.environ.get("CELERY_BROKER_URL"):
@@ -236,21 +236,75 @@ def running(var: Path, beside: int = 1, **more: str) -> Iterator[Service]:
                 child.kill()
 
 
+def _make_secrets() -> dict[str, str]:
+    return {
+        "SECRET_KEY": token_hex(32),
+        "EXHAUST_KEY_PEPPER": token_hex(32),
+        "EXHAUST_ENCRYPTION_KEYS": urlsafe_b64encode(token_bytes(32)).decode(),
+    }
+
+
+def _others() -> dict[str, str]:
+    """The environment without what the service reads."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _OURS and not name.startswith(_OUR_PREFIXES)
+    }
+
+
 @contextmanager
 def _database(var: Path) -> Iterator[tuple[str, str]]:
-    """(where we look, `DATABASE_URL`) of a database of the flows' own."""
+    """(where we look, `DATABASE_URL`) of a migrated database of the flows' own."""
     named = os.environ.get("DATABASE_URL", "")
     if not named.startswith("postgres"):
-        yield str(var / "exhaust.sqlite3"), ""
+        path = var / "exhaust.sqlite3"
+        shutil.copy(migrated_file(), path)
+        yield str(path), ""
         return
+    with _scratch(_migrated_template(named)) as url:
+        yield url, url
+
+
+@cache
+def migrated_file() -> Path:
+    """A migrated SQLite database to copy, for migrations take seconds. One for this process."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _migrate(folder)
+    return folder / "exhaust.sqlite3"
+
+
+@cache
+def _migrated_template(named: str) -> str:
+    """The name of a migrated database on the server, for `CREATE DATABASE … TEMPLATE`."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    url = stack.enter_context(_scratch())
+    _migrate(Path(stack.enter_context(tempfile.TemporaryDirectory())), DATABASE_URL=url)
+    return urlsplit(url).path.strip("/")
+
+
+def _migrate(folder: Path, **more: str) -> None:
+    subprocess.run(
+        [sys.executable, "manage.py", "migrate", "-v0"],
+        cwd=ROOT,
+        env=_others() | {"EXHAUST_DATA_DIR": str(folder)} | _make_secrets() | more,
+        check=True,
+    )
+
+
+@contextmanager
+def _scratch(template: str = "template1") -> Iterator[str]:
+    """The address of a database that is like the template."""
+    named = urlsplit(os.environ["DATABASE_URL"])
     name = f"exhaust_flow_{token_hex(6)}"
-    scratch = urlunsplit(urlsplit(named)._replace(path=f"/{name}"))
     with psycopg.connect(  # the one that is always there
-        urlunsplit(urlsplit(named)._replace(path="/postgres")), autocommit=True
+        urlunsplit(named._replace(path="/postgres")), autocommit=True
     ) as server:
-        server.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]
+        server.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')  # type: ignore[call-overload]
         try:
-            yield scratch, scratch
+            yield urlunsplit(named._replace(path=f"/{name}"))
         finally:
             server.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[call-overload]
 
@@ -273,8 +327,7 @@ print(json.dumps(outputs))
 
 def _boot(service: Service) -> None:
     scopes = {"sender": "ingest", "asker": "export:response"}
-    _, *keys = service.manage(
-        "migrate --verbosity 0",
+    keys = service.manage(
         *(f"create_key {name} --channel {CHANNEL} --scope {scopes[name]}" for name in scopes),
     )
     service.keys |= dict(zip(scopes, keys, strict=True))

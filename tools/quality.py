@@ -30,10 +30,10 @@ INDIRECT_WORDS = {
 LAYERS = (
     "ingest",
     "exhaust.failpoints exhaust.models exhaust.tracing", "exhaust.metrics", "exhaust.feed",
-    "exhaust.datasets", "exhaust.files exhaust.delivery", "exhaust.jobs", "exhaust.maintenance",
-    "exhaust.monitoring",
-    "exhaust.api exhaust.admin", "exhaust.console exhaust.openapi", "exhaust.worker",
-    "exhaust.tasks", "config",
+    "exhaust.datasets", "exhaust.files exhaust.delivery", "exhaust.archive", "exhaust.jobs",
+    "exhaust.maintenance", "exhaust.monitoring",
+    "exhaust.api exhaust.admin", "exhaust.console exhaust.openapi", "exhaust.docs",
+    "exhaust.worker", "exhaust.tasks", "config",
 )  # fmt: skip
 
 

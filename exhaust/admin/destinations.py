@@ -6,14 +6,17 @@ from django import forms
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.translation import ngettext
 
-from exhaust.delivery import destinations, receiver_tests
+from exhaust.delivery import destinations, paths, receiver_tests
 from exhaust.jobs import wakeup
 from exhaust.models import DeadLetter, Delivery, Destination
 from ingest.admin import ReadOnlyAdmin, TenantScopedAdmin, VisibleRelatedFilter
 from ingest.auth import roles
-from ingest.events import RequestError
+from ingest.events import RequestError, format_count
 from ingest.feed.values import START
+
+SECRET_FIELDS = ("password", "secret", "private_key")
 
 
 class DestinationForm(forms.ModelForm):
@@ -38,11 +41,19 @@ class DestinationForm(forms.ModelForm):
         help_text="whsec_… to sign with. Empty keeps the stored one, unless host or user change.",
     )
 
+    private_key = forms.CharField(
+        required=False,
+        max_length=16_384,
+        widget=forms.Textarea({"rows": 3}),
+        help_text="SFTP's. Empty keeps the stored one, unless host or user change.",
+    )
+
     class Meta:
         model = Destination
         fields = [
-            "channel", "name", "kind", "resource", "types", "url", "method", "content_type", "user",
-            "index", "doc_type",
+            "channel", "name", "kind", "resource", "types", "application", "url", "method",
+            "content_type", "user", "index", "doc_type",
+            "bucket", "region", "path", "host_key", "allows_private",
         ]  # fmt: skip
         widgets = {"url": forms.TextInput({"size": 80})}
 
@@ -57,9 +68,13 @@ class DestinationForm(forms.ModelForm):
     def _post_clean(self) -> None:
         """Validates the instance that Django has filled."""
         super()._post_clean()  # type: ignore[misc] # the stubs leave it out
+        if self.instance.takes_files:
+            self.instance.resource = Destination.Resource.FILES
+            self.instance.path = self.instance.path or paths.DEFAULT_TEMPLATE
+            self.instance.region = self.instance.region or "us-east-1"
         if not self.errors:
             cleaned = self.cleaned_data
-            faults = destinations.validate(self.instance, cleaned["password"], cleaned["secret"])
+            faults = destinations.validate(self.instance, *map(cleaned.get, SECRET_FIELDS))
             for field, remedy in faults.items():
                 self.add_error(field, remedy)
 
@@ -103,7 +118,7 @@ class DestinationAdmin(TenantScopedAdmin):
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         fields = [*DestinationForm.Meta.fields]
         if obj is None or self.has_change_permission(request, obj):
-            fields += ["password", "secret"]
+            fields += SECRET_FIELDS
         return fields if obj is None else [*fields, *_STATUS_FIELDS]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
@@ -111,10 +126,11 @@ class DestinationAdmin(TenantScopedAdmin):
 
     def save_form(self, request: HttpRequest, form: Any, change: bool) -> Destination:
         """Saves by the call of the API."""
-        cleaned = form.cleaned_data
-        return destinations.save(
-            form.instance, cleaned["password"] or None, cleaned["secret"] or None
-        )
+        secrets = [form.cleaned_data[field] or None for field in SECRET_FIELDS]
+        saved = destinations.save(form.instance, *secrets)
+        if saved.takes_files:
+            wakeup.enqueue(receiver_tests.choose_task(saved))
+        return saved
 
     def save_model(self, request: HttpRequest, obj: Destination, form: Any, change: bool) -> None:
         """Does nothing: `save_form` has saved it."""
@@ -132,7 +148,8 @@ class DestinationAdmin(TenantScopedAdmin):
     @admin.action(description="Pause the selected destinations", permissions=["change"])
     def pause(self, request: HttpRequest, queryset: QuerySet[Destination]) -> None:
         paused = sum(destinations.pause(destination) for destination in queryset)
-        self.message_user(request, f"{paused} destinations paused.")
+        said = ngettext("%(count)s destination paused.", "%(count)s destinations paused.", paused)
+        self.message_user(request, said % {"count": paused})
 
     @admin.action(description="Resume the selected destinations, at once", permissions=["change"])
     def resume(self, request: HttpRequest, queryset: QuerySet[Destination]) -> None:
@@ -142,9 +159,12 @@ class DestinationAdmin(TenantScopedAdmin):
                 resumed += destinations.resume(destination)
             except RequestError as refused:
                 self.message_user(request, f"{destination}: {refused.detail}", messages.WARNING)
-        self.message_user(request, f"{resumed} destinations resumed.")
+        said = ngettext(
+            "%(count)s destination resumed.", "%(count)s destinations resumed.", resumed
+        )
+        self.message_user(request, said % {"count": resumed})
 
-    @admin.action(description="Send one made-up document", permissions=["change"])
+    @admin.action(description="Send one made-up document or file", permissions=["change"])
     def test(self, request: HttpRequest, queryset: QuerySet[Destination]) -> None:
         for destination in queryset:
             try:
@@ -152,14 +172,20 @@ class DestinationAdmin(TenantScopedAdmin):
             except RequestError as refused:
                 self.message_user(request, f"{destination}: {refused.detail}", messages.WARNING)
             else:
+                wakeup.enqueue(receiver_tests.choose_task(destination))
                 self.message_user(request, f"{destination}: the deliveries show the result.")
-        wakeup.enqueue("exhaust.send_tests")
 
     @admin.action(description="Send everything from the beginning", permissions=["change"])
     def rewind(self, request: HttpRequest, queryset: QuerySet[Destination]) -> None:
-        for destination in queryset:
+        rewound = queryset.exclude(kind__in=Destination.FILE_KINDS)
+        for destination in rewound:
             destinations.rewind(destination, START)
-        self.message_user(request, f"{len(queryset)} destinations restart from the beginning.")
+        said = ngettext(
+            "%(count)s destination restarts from the beginning.",
+            "%(count)s destinations restart from the beginning.",
+            len(rewound),
+        )
+        self.message_user(request, said % {"count": len(rewound)})
 
     @admin.display(description="State")
     def state(self, destination: Destination) -> str:
@@ -168,7 +194,9 @@ class DestinationAdmin(TenantScopedAdmin):
     @admin.display(description="Lag")
     def show_lag(self, destination: Destination) -> str:
         lag = destinations.measure_lag(destination)
-        return f"{lag.documents} documents, {lag.seconds:.0f} s" if lag.documents else "none"
+        if not lag.documents:
+            return "none"
+        return f"{format_count(lag.documents, 'document')}, {lag.seconds:.0f} s"
 
     @admin.display(description="Failures in a row", ordering="failures")
     def failures_in_a_row(self, destination: Destination) -> int:
@@ -230,4 +258,9 @@ class DeadLetterAdmin(ReadOnlyAdmin):
     @admin.action(description="Send the selected documents again", permissions=["view"])
     def requeue(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> None:
         count = destinations.requeue_dead_letters(queryset)
-        self.message_user(request, f"{count} documents will be sent again, as they are now.")
+        said = ngettext(
+            "%(count)s document will be sent again, as it is now.",
+            "%(count)s documents will be sent again, as they are now.",
+            count,
+        )
+        self.message_user(request, said % {"count": count})

@@ -1,35 +1,38 @@
-"""Jobs in Django's admin, and a form that submits as the API does."""
+"""Jobs in Django's admin, with their files, links and callbacks."""
 
 from typing import Any
 
 from django import forms
-from django.conf import settings
 from django.contrib import admin, messages
 from django.db import models
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
 
-from exhaust.datasets import DATASETS, is_private
-from exhaust.datasets.selection import load_zone
+from exhaust.admin.submit_form import SubmitForm
+from exhaust.datasets import DATASETS
+from exhaust.datasets.own import OWN_SCOPES
 from exhaust.delivery import callbacks
-from exhaust.files import encryption, links
-from exhaust.files.formats import FORMATS
+from exhaust.files import links
 from exhaust.jobs import submit
-from exhaust.jobs.submit import Submission
+from exhaust.jobs.queries import is_readable
 from exhaust.models import Callback, DailyRun, File, Job, Link, Transition
 from ingest.admin import ReadOnlyAdmin, SuperuserOnlyAdmin, VisibleRelatedFilter
 from ingest.auth import roles
 from ingest.events import RequestError
-from ingest.models import IDENTIFIER, IDENTIFIER_RULE, Channel, Conversation
+from ingest.models import Channel, Conversation
 
-NON_PERSONAL_DATASETS = [name for name, dataset in DATASETS.items() if not dataset.is_private]
+# built-in datasets, and the scope of own ones
+NON_PERSONAL = [name for name, each in DATASETS.items() if not each.is_private] + [OWN_SCOPES[0]]
 
 
-def filter_requestable(user: Any, rows: QuerySet, prefix: str = "") -> QuerySet:
+def filter_requestable(
+    user: Any, rows: QuerySet, is_non_personal: models.Q, prefix: str = ""
+) -> QuerySet:
     """Returns the rows of datasets that the user may request; `prefix` is the path to the job."""
-    is_non_personal = models.Q(**{f"{prefix}dataset__in": NON_PERSONAL_DATASETS})
     may_submit, may_submit_personal = (
         models.Q(**{f"{prefix}channel__in": roles.permitted_channels(user, right).values()})
         for right in ("submit_response", "submit_private")
@@ -47,85 +50,24 @@ class JobRelatedAdmin(ReadOnlyAdmin):
         return submit_channels | roles.permitted_channels(request.user, "submit_private")
 
     def filter_visible(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
-        return filter_requestable(request.user, rows, self.job_prefix)
+        is_non_personal = is_readable(NON_PERSONAL, self.job_prefix)
+        return filter_requestable(request.user, rows, is_non_personal, self.job_prefix)
 
 
 class DatasetFilter(admin.SimpleListFilter):
-    """Filters by any dataset, also one without jobs."""
+    """Filters by a built-in dataset, also one without jobs, or by an own or a deleted one."""
 
     title = parameter_name = "dataset"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(name, name) for name in DATASETS]
+        channels = model_admin.get_permitted_channels(request).values()
+        own = Job.objects.filter(channel__in=channels).exclude(own_scope="")
+        names = own.order_by("dataset").values_list("dataset", flat=True).distinct()
+        return [(name, name) for name in dict.fromkeys([*DATASETS, *names])]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet) -> QuerySet:
-        return queryset.filter(job__dataset=self.value()) if self.value() else queryset
-
-
-def may_request(user: Any, dataset: str, channel: Channel) -> bool:
-    right: roles.Permission = "submit_private" if is_private(dataset) else "submit_response"
-    return roles.has_permission(user, right, channel.identifier)
-
-
-NOT_PERMITTED = "You may not ask for this dataset in this channel."
-
-
-class SubmitForm(forms.ModelForm):
-    """The `request` of the API as a form."""
-
-    user: Any = None  # the user of the form
-    dataset = forms.ChoiceField(choices=[(name, name) for name in DATASETS])
-    # `JobAdmin.get_form` narrows both to the user's channels
-    conversation = forms.ModelChoiceField(Conversation.objects.none(), required=False)
-    channel = forms.ModelChoiceField(Channel.objects.none(), required=False)
-    first_day = forms.DateField(widget=forms.DateInput({"type": "date"}))
-    last_day = forms.DateField(widget=forms.DateInput({"type": "date"}), help_text="Included.")
-    zone = forms.CharField(
-        initial="UTC", help_text="The time zone of the days: UTC, Asia/Kolkata, …"
-    )
-    output_format = forms.ChoiceField(choices=[(name, name) for name in FORMATS], initial="csv")
-    tag = forms.RegexField(
-        IDENTIFIER,
-        error_messages={"invalid": IDENTIFIER_RULE},
-        help_text="To find the request again by the API.",
-    )
-    encryption_key = forms.CharField(
-        required=False,
-        strip=False,
-        widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
-        help_text="Encrypts the file; forgotten when the job ends. " + encryption.PASSWORD_RULE,
-    )
-
-    class Meta:
-        model = Job
-        fields = ["tag", "output_format", "encryption"]
-
-    def clean_zone(self) -> str:
-        name = str(self.cleaned_data["zone"])
-        try:
-            load_zone(name)
-        except ValueError as error:
-            raise forms.ValidationError(str(error)) from None
-        return name
-
-    def clean(self) -> dict[str, Any]:
-        cleaned = super().clean() or self.cleaned_data
-        first, last = cleaned.get("first_day"), cleaned.get("last_day")
-        if first and last and not 1 <= (last - first).days + 1 <= settings.EXHAUST_MAX_DAYS:
-            self.add_error(
-                "last_day",
-                f"From the first to the last day, at most {settings.EXHAUST_MAX_DAYS} days.",
-            )
-        conversation = cleaned.get("conversation")
-        if dataset := DATASETS.get(cleaned.get("dataset", "")):
-            for remedy in dataset.find_errors({"conversationId"} if conversation else ()).values():
-                self.add_error("conversation", remedy)
-        channel = conversation.channel if conversation else cleaned.get("channel")
-        if not channel:
-            self.add_error("channel", "Choose a conversation, or a channel.")
-        elif dataset and not may_request(self.user, dataset.name, channel):
-            self.add_error("dataset", NOT_PERMITTED)
-        return cleaned
+        path = "dataset" if queryset.model is Job else "job__dataset"
+        return queryset.filter(**{path: self.value()}) if self.value() else queryset
 
 
 class ReadOnlyInline(admin.TabularInline):
@@ -167,10 +109,10 @@ class JobAdmin(JobRelatedAdmin):
         "tag", "status", "dataset", "channel", "rows_done", "submitted_at", "completed_at",
         "request_id",
     ]  # fmt: skip
-    list_filter = ["status", "dataset", ("channel", VisibleRelatedFilter)]
+    list_filter = ["status", DatasetFilter, ("channel", VisibleRelatedFilter)]
     list_select_related = ["channel"]
     search_fields = ["request_id", "tag", "requested_by"]
-    ordering = ["-submitted_at"]
+    ordering = ["-id"]
     actions = ["retry", "cancel"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -204,8 +146,10 @@ class JobAdmin(JobRelatedAdmin):
         if obj is not None:
             return [field.name for field in Job._meta.fields if field.name != "encrypted_key"]
         return [
-            "dataset", "conversation", "channel", "first_day", "last_day", "zone",
-            "output_format", "tag", "encryption", "encryption_key",
+            "dataset", "conversation", "channel", "first_day", "last_day", "zone", "types",
+            "application", "since", "rows", "answers", "by", "output_format", "columns", "layout",
+            "timestamps", "tag", "encryption", "encryption_key", "priority", "not_before",
+            "force_new", "callback_url", "deliver_to",
         ]  # fmt: skip
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -217,28 +161,7 @@ class JobAdmin(JobRelatedAdmin):
 
     def save_form(self, request: HttpRequest, form: Any, change: bool) -> Job:
         """Submits by the call of the API."""
-        cleaned = form.cleaned_data
-        conversation: Conversation | None = cleaned["conversation"]
-        channel: Channel = conversation.channel if conversation else cleaned["channel"]
-        return submit.submit(
-            Submission(
-                channel_id=channel.pk,
-                channel=channel.identifier,
-                tag=cleaned["tag"],
-                dataset=cleaned["dataset"],
-                config={
-                    "type": cleaned["dataset"],
-                    **({"conversationId": conversation.identifier} if conversation else {}),
-                    "startDate": cleaned["first_day"].isoformat(),
-                    "endDate": cleaned["last_day"].isoformat(),
-                    "timezone": cleaned["zone"],
-                },
-                requested_by=request.user.get_username(),
-                output_format=cleaned["output_format"],
-                encryption=cleaned["encryption"],
-                encryption_key=cleaned["encryption_key"],
-            )
-        )
+        return submit.submit(form.build_submission(request.user.get_username()))
 
     def save_model(self, request: HttpRequest, obj: Job, form: Any, change: bool) -> None:
         """Does nothing: `save_form` has submitted it."""
@@ -246,7 +169,7 @@ class JobAdmin(JobRelatedAdmin):
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         """Does nothing: a job has no parts."""
 
-    @admin.action(description="Run the selected jobs again", permissions=["add"])
+    @admin.action(description=_("Run the selected jobs again"), permissions=["add"])
     def retry(self, request: HttpRequest, queryset: QuerySet[Job]) -> None:
         retried = 0
         for job in queryset:
@@ -254,22 +177,32 @@ class JobAdmin(JobRelatedAdmin):
                 retried += submit.retry(job)
             except RequestError as error:
                 self.message_user(request, f"{job}: {error}", messages.ERROR)
-        self._report_outcome(request, queryset, retried, "will run again", "at work or done")
+        said = ngettext("%(count)s job will run again.", "%(count)s jobs will run again.", retried)
+        reason = ngettext(
+            "%(count)s was left alone: it is at work or done.",
+            "%(count)s were left alone: they are at work or done.",
+            len(queryset) - retried,
+        )
+        self._report_outcome(request, queryset, retried, said, reason)
 
-    @admin.action(description="Cancel the selected jobs", permissions=["add"])
+    @admin.action(description=_("Cancel the selected jobs"), permissions=["add"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[Job]) -> None:
         username = request.user.get_username()
         cancelled = sum(submit.cancel(job, username) for job in queryset)
-        self._report_outcome(request, queryset, cancelled, "are cancelled", "ended already")
+        said = ngettext("%(count)s job is cancelled.", "%(count)s jobs are cancelled.", cancelled)
+        reason = ngettext(
+            "%(count)s was left alone: it ended already.",
+            "%(count)s were left alone: they ended already.",
+            len(queryset) - cancelled,
+        )
+        self._report_outcome(request, queryset, cancelled, said, reason)
 
     def _report_outcome(
         self, request: HttpRequest, queryset: QuerySet[Job], done: int, outcome: str, reason: str
     ) -> None:
-        self.message_user(request, f"{done} jobs {outcome}.")
+        self.message_user(request, outcome % {"count": done})
         if left := len(queryset) - done:
-            self.message_user(
-                request, f"{left} were left alone: they are {reason}.", messages.WARNING
-            )
+            self.message_user(request, reason % {"count": left}, messages.WARNING)
 
 
 @admin.register(DailyRun)
@@ -316,10 +249,9 @@ class LinkAdmin(JobRelatedAdmin):
     def revoke(self, request: HttpRequest, queryset: QuerySet[Link]) -> None:
         """Revokes links. A link of the bucket itself stays, but readers get another one."""
         revoked = links.revoke(queryset)
-        self.message_user(
-            request,
-            f"{revoked} links revoked. Addresses of the bucket itself work until they expire.",
-        )
+        said = ngettext("%(count)s link revoked.", "%(count)s links revoked.", revoked)
+        bucket = _("Addresses of the bucket itself work until they expire.")
+        self.message_user(request, f"{said % {'count': revoked}} {bucket}")
 
     def has_revoke_permission(self, request: HttpRequest) -> bool:
         return True  # seeing the link includes the right to its file
@@ -346,7 +278,16 @@ class CallbackAdmin(JobRelatedAdmin):
     def redeliver(self, request: HttpRequest, queryset: QuerySet[Callback]) -> None:
         count = len(queryset)
         due = callbacks.requeue(queryset)
-        self.message_user(request, f"{due} will be delivered again, under the id they had.")
-        if due < count:
-            left = f"{count - due} are still being delivered and were left alone."
-            self.message_user(request, left, messages.WARNING)
+        said = ngettext(
+            "%(count)s will be delivered again, under the id it had.",
+            "%(count)s will be delivered again, under the ids they had.",
+            due,
+        )
+        self.message_user(request, said % {"count": due})
+        if left := count - due:
+            said = ngettext(
+                "%(count)s is still being delivered and was left alone.",
+                "%(count)s are still being delivered and were left alone.",
+                left,
+            )
+            self.message_user(request, said % {"count": left}, messages.WARNING)

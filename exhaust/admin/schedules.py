@@ -4,13 +4,15 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html_join
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
 
-from exhaust.admin.jobs import NOT_PERMITTED, filter_requestable, may_request
-from exhaust.datasets import DATASETS
+from exhaust.admin.jobs import NON_PERSONAL, filter_requestable
+from exhaust.admin.submit_form import explain_rejection, list_dataset_choices
 from exhaust.files.formats import FORMATS
 from exhaust.jobs import schedules
 from exhaust.models import Schedule
@@ -21,16 +23,16 @@ from ingest.events import RequestError
 class ScheduleForm(forms.ModelForm):
     """The fields of a schedule of the API."""
 
-    dataset = forms.ChoiceField(choices=[(name, name) for name in DATASETS])
+    dataset = forms.ChoiceField()
     output_format = forms.ChoiceField(choices=[(name, name) for name in FORMATS])
     conversation = forms.CharField(
         max_length=255,
         strip=False,
         required=False,
-        help_text="The conversation's id, if the dataset needs one.",
+        help_text=_("The conversation's id, if the dataset needs one."),
     )
     callback_url = forms.CharField(
-        required=False, help_text="Receives a signed POST when an export ends."
+        required=False, help_text=_("Receives a signed POST when an export ends.")
     )
     user: Any = None  # the user of the form
 
@@ -38,8 +40,20 @@ class ScheduleForm(forms.ModelForm):
         model = Schedule
         fields = [
             "channel", "name", "cron", "zone", "dataset", "conversation", "window", "tag",
-            "output_format", "encryption", "callback_url",
+            "types", "application", "rows", "answers", "by", "output_format", "columns", "layout",
+            "timestamps", "encryption", "priority", "callback_url", "deliver_to",
         ]  # fmt: skip
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["dataset"].choices = list_dataset_choices(self.user)  # type: ignore[attr-defined]
+        self.fields["priority"].required = False  # it has a default
+
+    def clean_types(self) -> list[Any]:
+        return self.cleaned_data["types"] or []
+
+    def clean_columns(self) -> list[Any]:
+        return self.cleaned_data["columns"] or []
 
     def _post_clean(self) -> None:
         """Validates the instance that Django has filled."""
@@ -47,10 +61,10 @@ class ScheduleForm(forms.ModelForm):
         if not self.errors:
             for field, remedy in schedules.find_errors(self.instance).items():
                 self.add_error(field, remedy)
-        if not self.errors and not may_request(
-            self.user, self.instance.dataset, self.instance.channel
+        if not self.errors and (
+            reason := explain_rejection(self.user, self.instance.dataset, self.instance.channel)
         ):
-            self.add_error("dataset", NOT_PERMITTED)
+            self.add_error("dataset", reason)
 
 
 @admin.register(Schedule)
@@ -73,8 +87,10 @@ class ScheduleAdmin(TenantScopedAdmin):
 
     def filter_visible(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
         """Returns the schedules of datasets that the user may request: to change one is to decide
-        about the data of others."""
-        return filter_requestable(request.user, super().filter_visible(request, rows))
+        about the data of others. An own dataset counts as personal."""
+        is_non_personal = Q(dataset__in=NON_PERSONAL)
+        rows = super().filter_visible(request, rows)
+        return filter_requestable(request.user, rows, is_non_personal)
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         fields: list[str] = list(ScheduleForm.Meta.fields)
@@ -117,7 +133,8 @@ class ScheduleAdmin(TenantScopedAdmin):
     @admin.action(description="Pause the selected schedules", permissions=["change"])
     def pause(self, request: HttpRequest, queryset: QuerySet[Schedule]) -> None:
         paused = sum(schedules.pause(schedule) for schedule in queryset)
-        self.message_user(request, f"{paused} schedules paused.")
+        said = ngettext("%(count)s schedule paused.", "%(count)s schedules paused.", paused)
+        self.message_user(request, said % {"count": paused})
 
     @admin.action(description="Resume the selected schedules", permissions=["change"])
     def resume(self, request: HttpRequest, queryset: QuerySet[Schedule]) -> None:
@@ -127,7 +144,8 @@ class ScheduleAdmin(TenantScopedAdmin):
                 resumed += schedules.resume(schedule)
             except RequestError as error:
                 self.message_user(request, f"{schedule}: {error}", messages.WARNING)
-        self.message_user(request, f"{resumed} schedules resumed.")
+        said = ngettext("%(count)s schedule resumed.", "%(count)s schedules resumed.", resumed)
+        self.message_user(request, said % {"count": resumed})
 
     @admin.display(description="Next request")
     def next_request(self, schedule: Schedule) -> str:

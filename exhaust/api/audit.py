@@ -12,11 +12,12 @@ from rest_framework import serializers
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from exhaust.api import envelope, response_bodies, responses, validation
+from exhaust.api import envelope, list_fields, response_bodies, responses, validation
 from exhaust.api.base import DatasetView
 from exhaust.datasets.cells import escape_formula
 from exhaust.feed import cursor
 from exhaust.files.formats.lines import format_csv_line
+from ingest.audit import reads
 from ingest.auth import keys
 from ingest.http.schema import extend_schema
 from ingest.models import AuditEvent
@@ -58,7 +59,7 @@ def render_csv(events: Iterable[AuditEvent]) -> Iterable[bytes]:
         )
 
 
-class AuditQuery(validation.Paging):
+class AuditQuery(list_fields.Paging):
     """The query of a page."""
 
     action = serializers.CharField(max_length=64, default="", help_text="One action.")
@@ -86,6 +87,7 @@ class AuditQuery(validation.Paging):
 
 class AuditView(DatasetView):
     operation = "audit.list"
+    openapi_tag = "Operate"
 
     def perform_content_negotiation(
         self, request: Request, force: bool = False
@@ -106,7 +108,7 @@ class AuditView(DatasetView):
         parameters=[AuditQuery],
     )
     def get(self, request: Request) -> HttpResponse:
-        """List who did what in the channel.
+        """List the audit log.
 
         Needs `audit`. CSV for `Accept: text/csv` too.
         """
@@ -136,6 +138,7 @@ class AuditView(DatasetView):
             if has_more
             else None
         )
+        reads.count_read("audit.viewed", channel, "api", len(rows))
         response: HttpResponse
         if params.get("format", _preferred_format(request)) == "csv":
             response = HttpResponse(

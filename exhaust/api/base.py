@@ -10,21 +10,23 @@ from rest_framework.views import APIView
 
 from exhaust.api import envelope, responses
 from exhaust.datasets import DATASETS
+from exhaust.datasets.own import OWN_SCOPES
+from exhaust.datasets.participants import PARTICIPANTS
 from ingest.auth import keys
 from ingest.auth.keys import Caller
 from ingest.http import request_body
 
 
-def required_scope(dataset: str) -> str:
-    """Returns the scope that a key needs to request a dataset."""
-    return DATASETS[dataset].scope if dataset in DATASETS else "export:private"
+def required_scope(dataset: str, own_scope: str = "") -> str:
+    """Returns the scope that a key needs for a job; `own_scope` is empty for a built-in dataset."""
+    return own_scope or (DATASETS[dataset].scope if dataset in DATASETS else PARTICIPANTS.scope)
 
 
 class DatasetView(APIView):
     """Answers and rejects in the envelope."""
 
     operation: str
-    openapi_tag = "Datasets"
+    openapi_tag = "Request datasets"
     error_body = responses.EnvelopeError
 
     def get_exception_handler(self) -> Callable[..., Any]:
@@ -68,6 +70,7 @@ class NamedView(DatasetView):
             raise serializers.ValidationError({field_path: remedy})
 
 
-def readable_datasets(caller: Caller) -> list[str]:
-    """Returns the datasets whose jobs a key may see."""
-    return [name for name in DATASETS if required_scope(name) in caller.scopes]
+def list_readable(caller: Caller) -> list[str]:
+    """Returns the built-in datasets whose jobs a key may see, and the scopes of own ones."""
+    names = [name for name in DATASETS if required_scope(name) in caller.scopes]
+    return [*names, *(scope for scope in OWN_SCOPES if scope in caller.scopes)]

@@ -9,8 +9,10 @@ from rest_framework.response import Response
 
 from exhaust.api import envelope, response_bodies, responses, validation
 from exhaust.api.base import DatasetView, NamedView
+from exhaust.api.field_names import EnvelopeSerializer, StrictSerializer
+from exhaust.api.list_fields import Paging
 from exhaust.api.pull import TimestampField
-from exhaust.delivery import destinations, receiver_tests
+from exhaust.delivery import destinations, paths, receiver_tests
 from exhaust.delivery.kinds import KINDS
 from exhaust.feed import cursor
 from exhaust.jobs import wakeup
@@ -23,17 +25,26 @@ WIRE_NAMES = {
     "kind": "kind",
     "resource": "resource",
     "types": "types",
+    "application": "application",
     "url": "url",
     "method": "method",
     "content_type": "contentType",
     "user": "user",
     "index": "index",
     "doc_type": "docType",
+    "bucket": "bucket",
+    "region": "region",
+    "path": "path",
+    "host_key": "hostKey",
+    "allows_private": "allowsPrivate",
 }
-FAULT_WIRE_NAMES = {**WIRE_NAMES, "secret": "signingSecret"}
+FAULT_WIRE_NAMES = {**WIRE_NAMES, "secret": "signingSecret", "private_key": "privateKey"}
 
 
-class DestinationFields(validation.StrictSerializer):
+SECRET_FIELDS = ("password", "signingSecret", "privateKey")
+
+
+class DestinationFields(StrictSerializer):
     """The `request` of a destination; `destinations.validate` checks the values."""
 
     kind = Text(
@@ -43,8 +54,8 @@ class DestinationFields(validation.StrictSerializer):
     )
     resource = Text(
         {"enum": Destination.Resource.values},
-        default=Destination.Resource.SESSIONS.value,
-        help_text="The records to push.",
+        required=False,
+        help_text="By default sessions; files for s3 and sftp.",
     )
     types = serializers.ListField(
         child=serializers.CharField(max_length=255),
@@ -52,10 +63,17 @@ class DestinationFields(validation.StrictSerializer):
         max_length=validation.MAX_TYPES,
         help_text="Event types to push; empty means all.",
     )
+    application = serializers.CharField(
+        max_length=128,
+        default="",
+        allow_blank=True,
+        help_text="Its documents only; empty means all.",
+    )
     url = Text(
         validation.URL,
         trim_whitespace=False,
-        help_text="A public http:// or https:// address; for Elasticsearch it ends in _bulk.",
+        help_text="A public http:// or https:// address; for Elasticsearch it ends in _bulk. For"
+        " sftp: sftp://host or sftp://host:port.",
     )
     method = Text(
         {"enum": Destination.Method.values},
@@ -68,14 +86,18 @@ class DestinationFields(validation.StrictSerializer):
         help_text="The media type of the body.",
     )
     user = serializers.CharField(
-        max_length=255, default="", allow_blank=True, help_text="For HTTP Basic, without a colon."
+        max_length=255,
+        default="",
+        allow_blank=True,
+        help_text="For HTTP Basic, without a colon; for SFTP; the access key of a bucket.",
     )
     password = serializers.CharField(
         max_length=1024,
         required=False,
         allow_blank=True,
         trim_whitespace=False,
-        help_text="For HTTP Basic. By default the stored one stays; empty deletes it.",
+        help_text="Of the user; the secret key of a bucket. By default the stored one stays; empty"
+        " deletes it.",
     )
     signingSecret = serializers.CharField(
         max_length=128,
@@ -89,14 +111,44 @@ class DestinationFields(validation.StrictSerializer):
     docType = serializers.CharField(
         max_length=64, default="", allow_blank=True, help_text="_type, for Elasticsearch before 8."
     )
+    bucket = serializers.CharField(
+        max_length=63, default="", allow_blank=True, help_text="The bucket, for s3."
+    )
+    region = serializers.CharField(
+        max_length=63, default="us-east-1", help_text="The bucket's region, for s3."
+    )
+    path = serializers.CharField(
+        max_length=paths.MAX_TEMPLATE_LENGTH,
+        default=paths.DEFAULT_TEMPLATE,
+        help_text=f"For s3 and sftp: the path of each file, from {paths.list_placeholders()}.",
+    )
+    privateKey = serializers.CharField(
+        max_length=16_384,
+        required=False,
+        allow_blank=True,
+        trim_whitespace=False,
+        help_text="SFTP: the user's private key, without a passphrase. By default the stored one"
+        " stays; empty deletes it.",
+    )
+    hostKey = serializers.CharField(
+        max_length=64,
+        default="",
+        allow_blank=True,
+        help_text="SFTP: the fingerprint of the server's key, SHA256:…. By default the stored one"
+        " stays, and the first test pins one.",
+    )
+    allowsPrivate = serializers.BooleanField(
+        default=False, help_text="Whether it may get files of private datasets, for s3 and sftp."
+    )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         kind = KINDS.get(attrs["kind"])
         attrs.setdefault("method", kind.default_method if kind else "PUT")
+        attrs.setdefault("resource", kind.resources[0] if kind else "sessions")
         return attrs
 
 
-class DestinationBody(serializers.Serializer[dict[str, Any]]):
+class DestinationBody(EnvelopeSerializer):
     """The body of a destination; the other fields of the envelope are ignored."""
 
     example = {
@@ -105,7 +157,7 @@ class DestinationBody(serializers.Serializer[dict[str, Any]]):
     request = DestinationFields(help_text="The destination.")
 
 
-class RewindRequest(serializers.Serializer[dict[str, Any]]):
+class RewindRequest(StrictSerializer):
     """The new position of a destination: a cursor or a time."""
 
     cursor = serializers.CharField(
@@ -123,7 +175,7 @@ class RewindRequest(serializers.Serializer[dict[str, Any]]):
         return attrs
 
 
-class RewindBody(serializers.Serializer[dict[str, Any]]):
+class RewindBody(EnvelopeSerializer):
     """The body of a rewind; the other fields of the envelope are ignored."""
 
     example = {"request": {"time": 0}}
@@ -154,18 +206,17 @@ class DestinationView(NamedView):
     def put(self, request: Request, name: str) -> Response:
         """Create or replace a destination.
 
-        Needs `pull`.
+        One for files is tested next. Needs `pull`.
         """
         params = validation.read_fields(DestinationBody, request.data)["request"]
         channel_id, _ = self.authorize(request)
         destination = Destination(channel_id=channel_id, name=name)
         for field, wire in WIRE_NAMES.items():
             setattr(destination, field, params[wire])
-        password, secret = params.get("password"), params.get("signingSecret")
-        self.raise_first_fault(
-            destinations.validate(destination, password, secret), FAULT_WIRE_NAMES
-        )
-        destinations.save(destination, password, secret)
+        secrets = [params.get(field) for field in SECRET_FIELDS]
+        self.raise_first_fault(destinations.validate(destination, *secrets), FAULT_WIRE_NAMES)
+        if destinations.save(destination, *secrets).takes_files:
+            wakeup.enqueue(receiver_tests.choose_task(destination))
         return self.respond(request, name)
 
     @extend_schema("readDestination", response_bodies.Destination, 404)
@@ -240,13 +291,15 @@ class TestView(DestinationView):
 
     @extend_schema("testDestination", {202: response_bodies.Delivery}, 404, 409)
     def post(self, request: Request, name: str) -> Response:
-        """Send one made-up document.
+        """Test a destination.
 
-        A worker sends it; poll `Location` until the status is no longer `waiting`. While another
-        destination of the channel is tested: 409. Needs `pull`.
+        A worker sends one made-up document, or writes, reads and deletes a file. Poll `Location`
+        until the status is no longer `waiting`. While another destination of the channel is
+        tested: 409. Needs `pull`.
         """
-        delivery = receiver_tests.request_test(self.fetch_object(request, name))
-        wakeup.enqueue("exhaust.send_tests")
+        destination = self.fetch_object(request, name)
+        delivery = receiver_tests.request_test(destination)
+        wakeup.enqueue(receiver_tests.choose_task(destination))
         response = self._respond_with(delivery, 202)
         response["Location"] = request.build_absolute_uri()
         return response
@@ -277,12 +330,14 @@ class RequeueView(DestinationView):
 
     @extend_schema("requeueDeadLetters", responses.Requeued, 404)
     def post(self, request: Request, name: str) -> Response:
-        """Send all dead letters again.
+        """Send all dead letters again, or the files that failed.
 
         Needs `pull`.
         """
         destination = self.fetch_object(request, name)
-        count = destinations.requeue_dead_letters(destination.dead_letters.all())
+        count = destinations.requeue(destination)
+        if destination.takes_files:
+            wakeup.enqueue("exhaust.deliver_files")
         return envelope.build_success(self.operation, {"count": count})
 
 
@@ -290,13 +345,13 @@ class DeadLettersView(DestinationView):
     operation = "destination.deadletters"
     http_method_names = ["get"]
 
-    @extend_schema("listDeadLetters", responses.DeadLetterList, 404, parameters=[validation.Paging])
+    @extend_schema("listDeadLetters", responses.DeadLetterList, 404, parameters=[Paging])
     def get(self, request: Request, name: str) -> Response:
         """List the documents that the receiver rejected.
 
         Needs `pull`.
         """
-        params = validation.read_fields(validation.Paging, request.query_params)
+        params = validation.read_fields(Paging, request.query_params)
         destination = self.fetch_object(request, name)
         query_fingerprint = ["deadletters", destination.pk]
         rows = destination.dead_letters.filter(delivered_at=None).order_by("id")

@@ -6,6 +6,7 @@ from typing import IO
 
 from django.db import DatabaseError
 from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.utils.translation import gettext_noop
 from django.views.decorators.http import require_safe
 
 from exhaust import metrics
@@ -15,7 +16,7 @@ from exhaust.jobs import withdrawal
 from exhaust.models import File
 from ingest import audit
 from ingest.audit import Actor
-from ingest.http import problems
+from ingest.http import pages, problems
 from ingest.http.schema import extend_schema
 from ingest.limits import admission, rate_limits, token_bucket
 
@@ -26,7 +27,12 @@ class ChannelBusy(Exception):
 
 @require_safe
 @extend_schema(
-    "downloadFile", DOWNLOAD, methods=["GET"], tags=["Datasets"], parameters=[LOCATION], auth=[]
+    "downloadFile",
+    DOWNLOAD,
+    methods=["GET"],
+    tags=["Request datasets"],
+    parameters=[LOCATION],
+    auth=[],
 )
 def download(request: HttpRequest, token: str, name: str = "") -> HttpResponse | FileResponse:
     """Download a file.
@@ -36,7 +42,7 @@ def download(request: HttpRequest, token: str, name: str = "") -> HttpResponse |
     """
     address = audit.truncate_address(token_bucket.get_client_address(request))
     with audit.act_as(Actor("link", address=address)):
-        return _respond(lambda: _open_link(request, token, name))
+        return _respond(request, lambda: _open_link(request, token, name))
 
 
 def send_to_user(file: File, request: HttpRequest) -> HttpResponse | FileResponse:
@@ -44,7 +50,7 @@ def send_to_user(file: File, request: HttpRequest) -> HttpResponse | FileRespons
 
     A bucket's file is a redirect to an address that works for `REDIRECT_SECONDS`.
     """
-    return _respond(lambda: _send(file, request, lambda: links.record_user_download(file)))
+    return _respond(request, lambda: _send(file, request, lambda: links.record_user_download(file)))
 
 
 def _open_link(request: HttpRequest, token: str, name: str) -> HttpResponse | FileResponse:
@@ -57,7 +63,7 @@ def _send(
     file: File, request: HttpRequest, record: Callable[[], None]
 ) -> HttpResponse | FileResponse:
     if withdrawal.revoke_if_marked(file.job):
-        raise links.LinkUnusable(410, links.WITHDRAWN)
+        raise links.LinkUnusable(410, links.WITHDRAWN, links.WITHDRAWN_PAGE_TEXT)
     is_head = request.method == "HEAD"
     if not is_head and not admission.claim_stream(request.META, file.job.channel_id):
         raise ChannelBusy
@@ -71,35 +77,50 @@ def _send(
     return response
 
 
-def _respond(send: Callable[[], HttpResponse | FileResponse]) -> HttpResponse | FileResponse:
+def _respond(
+    request: HttpRequest, send: Callable[[], HttpResponse | FileResponse]
+) -> HttpResponse | FileResponse:
     response: HttpResponse | FileResponse
     try:
         response = send()
-    except (links.LinkUnusable, rate_limits.RateLimited) as error:
-        response = HttpResponse(f"{error}\n", "text/plain; charset=utf-8", status=error.status)
+    except links.LinkUnusable as error:
+        response = _explain(request, error.status, str(error), _ENDED, error.page_text)
+    except rate_limits.RateLimited as error:
+        response = _explain(request, error.status, str(error))
     except DatabaseError as error:
         code, _, detail = problems.explain(error)
-        response = HttpResponse(f"{detail}\n", "text/plain; charset=utf-8", status=code)
-        problems.add_headers(response, code)
+        response = _explain(request, code, detail)
     except ChannelBusy:
-        response = HttpResponse(
-            "Too many downloads of this channel are in progress; open the link again after"
-            " Retry-After seconds.\n",
-            "text/plain; charset=utf-8",
-            status=503,
-        )
-        problems.add_headers(response, 503)
+        sentence = "Too many downloads of this channel are in progress; open the link again after"
+        response = _explain(request, 503, f"{sentence} Retry-After seconds.")
     except FileNotFoundError:
-        response = HttpResponse("This file was deleted.\n", "text/plain; charset=utf-8", status=410)
+        response = _explain(request, 410, "This file was deleted.", _ENDED, links.FILE_DELETED)
     except storage.StorageError:
-        response = HttpResponse(
-            "The storage does not answer; open the link again after Retry-After seconds.\n",
-            "text/plain; charset=utf-8",
-            status=503,
-        )
-        problems.add_headers(response, 503)
+        sentence = "The storage does not answer; open the link again after Retry-After seconds."
+        response = _explain(request, 503, sentence)
     response["Referrer-Policy"] = "no-referrer"
     metrics.DOWNLOADS.labels(str(response.status_code)).inc()
+    return response
+
+
+_ENDED = gettext_noop("This link does not work")
+_WAIT = gettext_noop("The file cannot be sent right now. Wait a minute, then open the link again.")
+
+
+def _explain(
+    request: HttpRequest,
+    status: int,
+    sentence: str,
+    title: str = pages.TRY_AGAIN,
+    page_text: str = _WAIT,
+) -> HttpResponse:
+    """Returns the sentence. A browser gets a page instead, which says whom to ask."""
+    if pages.wants_page(request):
+        response = pages.build_page(request, status, title, page_text)
+    else:
+        response = HttpResponse(f"{sentence}\n", "text/plain; charset=utf-8", status=status)
+    if status == 503:
+        problems.add_headers(response, status)
     return response
 
 

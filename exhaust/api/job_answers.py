@@ -1,4 +1,4 @@
-"""The answers to polling as bytes, with what clients need to ask less: `ETag`, `Retry-After`.
+"""The answers to polling as bytes, with the headers that save calls: `ETag`, `Retry-After`.
 
 The views and the event loop build the same answers here.
 """
@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 from django.http import HttpResponse
 from django.utils.http import parse_etags
 
-from exhaust.api import envelope, response_bodies, validation
+from exhaust.api import envelope, list_fields, response_bodies
+from exhaust.api.base import required_scope
 from exhaust.jobs import queries
 from exhaust.jobs.queries import Filters
 from exhaust.models import Job
 from ingest.collector.exchange import Reply
 
-MAX_RETRY_SECONDS = validation.MAX_WAIT_SECONDS
+MAX_RETRY_SECONDS = list_fields.MAX_WAIT_SECONDS
 _SWEEP_SECONDS = 5  # after which a delayed attempt starts at the latest
 _WORKING_SECONDS = 2
 
@@ -26,7 +27,7 @@ class PresentedJob(NamedTuple):
     """A job as it is shown."""
 
     pk: int
-    dataset: str
+    scope: str  # that its reader needs
     submitted_at: datetime
     status: str
     body: bytes
@@ -51,7 +52,7 @@ def present_job(row: Job) -> PresentedJob:
     body = envelope.render(shown)
     return PresentedJob(
         row.pk,
-        row.dataset,
+        required_scope(row.dataset, row.own_scope),
         row.submitted_at,
         row.status,
         body,
@@ -93,6 +94,8 @@ def suggest_retry_seconds(body: dict[str, Any]) -> int:
             return 0
         case "queued":
             return min(MAX_RETRY_SECONDS, max(1, progress["queuePosition"] or 0))
+        case "waiting for its time":
+            return MAX_RETRY_SECONDS
         case "waiting for the next attempt":
             return _SWEEP_SECONDS
         case _:

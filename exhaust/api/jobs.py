@@ -1,21 +1,23 @@
 """Exports in the dataset API: submit, preview, read, list, search, cancel, retry, revoke."""
 
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from django.http import HttpResponse
-from rest_framework.exceptions import NotFound
+from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust.api import envelope, job_answers, response_bodies, responses, validation
-from exhaust.api.base import DatasetView, readable_datasets, required_scope
+from exhaust.api import envelope, job_answers, list_fields, response_bodies, responses, validation
+from exhaust.api.base import DatasetView, list_readable, required_scope
 from exhaust.api.job_answers import PresentedJob, PresentedPage
 from exhaust.api.responses import POLLED
-from exhaust.datasets import DATASETS
+from exhaust.datasets.own import list_datasets, require_dataset
 from exhaust.files import links
 from exhaust.jobs import polling, preview, queries, submit
 from exhaust.jobs.queries import Filters, Page
+from exhaust.jobs.schedules import next_night
 from exhaust.jobs.submit import Submission
 from exhaust.models import Job, Link
 from ingest import logs
@@ -40,7 +42,7 @@ class SubmissionView(DatasetView):
         fields = validation.read_fields(validation.SubmitBody, raw_body)["request"]
         caller = keys.get_caller(request)
         channel_id, channel = self.resolve_channel(request)
-        caller.require(required_scope(fields["dataset"]))
+        caller.require(require_dataset(channel_id, fields["dataset"]).scope)
         return build_submission(raw_body, fields, channel_id, channel, caller.name)
 
 
@@ -51,16 +53,24 @@ def build_submission(
 
     Raises `RequestError` (400) if it names an object that the channel does not have.
     """
+    dataset = require_dataset(channel_id, fields["dataset"])
+    for name, remedy in validation.find_config_errors(dataset, fields["datasetConfig"]).items():
+        raise RequestError("invalid", f"request.datasetConfig.{name}: {remedy}")
+    priority = Job.Priority[fields["priority"].upper()]
+    is_nightly = priority == Job.Priority.NIGHTLY
     built = Submission(
         channel_id=channel_id,
         channel=channel,
         tag=fields["tag"],
         dataset=fields["dataset"],
-        config=raw_body["request"]["datasetConfig"],
+        config=_complete_config(raw_body["request"]["datasetConfig"], fields["datasetConfig"]),
         requested_by=fields.get("requestedBy") or default_requester,
         output_format=fields["output_format"],
-        priority=Job.Priority[fields["priority"].upper()],
+        priority=priority,
+        not_before=fields.get("notBefore") or (next_night() if is_nightly else None),
+        force_new=fields.get("forceNew", False),
         callback_url=fields.get("callbackUrl", ""),
+        deliver_to=fields.get("deliverTo", ""),
         encryption=fields.get("encryption") or "",
         encryption_key=fields.get("encryptionKey") or "",
     )
@@ -68,10 +78,18 @@ def build_submission(
     return built
 
 
+def _complete_config(sent: dict[str, Any], checked: dict[str, Any]) -> dict[str, Any]:
+    """Returns datasetConfig as it was sent, with the days that it leaves out and the zone's
+    canonical name: what a retry reads tomorrow is what was asked for today."""
+    days = {name: checked[name].isoformat() for name in ("startDate", "endDate") if name in checked}
+    zone = {"timezone": checked["timezone"]} if "timezone" in sent else {}
+    return sent | days | zone
+
+
 class SubmitView(SubmissionView):
     operation = "request.submit"
 
-    @extend_schema("submitJob", response_bodies.Job, request=validation.SubmitBody)
+    @extend_schema("submitJob", response_bodies.SubmittedJob, request=validation.SubmitBody)
     def post(self, request: Request) -> Response:
         """Request an export.
 
@@ -79,7 +97,10 @@ class SubmitView(SubmissionView):
         """
         job = submit.submit(self.read_submission(request))
         logs.bind(tag=job.tag, request_id=job.request_id)
-        return envelope.build_success(self.operation, response_bodies.present_job(job))
+        body: Any = request.data
+        warnings = validation.list_warnings(body)
+        result = response_bodies.present_submitted(job, warnings)
+        return envelope.build_success(self.operation, result)
 
 
 class PreviewView(SubmissionView):
@@ -92,12 +113,19 @@ class PreviewView(SubmissionView):
         Needs the scope of the dataset.
         """
         submission = self.read_submission(request)
-        return envelope.build_success(
-            self.operation,
-            response_bodies.Preview.render(
-                response_bodies.PreviewState(submission, preview.build_preview(submission))
-            ),
+        body: Any = request.data
+        state = response_bodies.PreviewState(
+            submission, preview.build_preview(submission), validation.list_warnings(body)
         )
+        return envelope.build_success(self.operation, response_bodies.Preview.render(state))
+
+
+def read_request_id(query: Mapping[str, Any]) -> str:
+    """Returns the request id of a query. Raises `ValidationError` (400)."""
+    request_id = str(query.get("requestId", ""))
+    if not request_id:
+        raise ValidationError({"requestId": "Missing; name the request's id: ?requestId=…"})
+    return request_id
 
 
 class JobQuery(Body):
@@ -111,7 +139,7 @@ class ReadQuery(JobQuery):
 
     wait = integer(
         "Seconds to wait for another status before the answer. 0, the default, does not wait.",
-        {"minimum": 0, "maximum": validation.MAX_WAIT_SECONDS, "default": 0},
+        {"minimum": 0, "maximum": list_fields.MAX_WAIT_SECONDS, "default": 0},
         required=False,
     )
 
@@ -124,12 +152,14 @@ class JobView(DatasetView):
     def fetch_job(self, request: Request, tag: str) -> Job:
         """Raises `NotFound`, also for one of another channel."""
         caller = keys.get_caller(request)
-        channel_id, _ = self.resolve_channel(request)
-        job = self.find(channel_id, tag, request.query_params.get("requestId", ""))
+        request_id = read_request_id(request.query_params)
+        channel_id, channel = self.resolve_channel(request)
+        tag = queries.strip_channel(tag, channel)
+        job = self.find(channel_id, tag, request_id)
         if job is None:
-            raise NotFound("no job available with the given request_id and tag")
+            raise NotFound(queries.explain_missing(channel_id, tag))
         logs.bind(tag=tag, request_id=job.request_id)
-        caller.require(required_scope(job.dataset))
+        caller.require(required_scope(job.dataset, job.own_scope))
         return job
 
 
@@ -143,7 +173,7 @@ class ReadView(JobView):
 
         Needs the scope of the dataset. A server that cannot wait ignores `wait`.
         """
-        validation.read_wait(request.query_params.get("wait", "0"))
+        list_fields.read_wait(request.query_params.get("wait", "0"))
         job = job_answers.present_job(self.fetch_job(request, tag))
         return _respond(self.operation, job, request)
 
@@ -206,7 +236,7 @@ class RevokeView(JobView):
 
 
 _DEFAULT_PAGING = {  # of a list without a query
-    name: validation.Paging().fields[name].default for name in ("limit", "cursor")
+    name: list_fields.Paging().fields[name].default for name in ("limit", "cursor")
 }
 
 
@@ -214,7 +244,7 @@ def read_paging(query: Any) -> dict[str, Any]:
     """Returns limit and cursor of a query. Raises `ValidationError` (400)."""
     if not query:
         return dict(_DEFAULT_PAGING)
-    return validation.read_fields(validation.Paging, query)
+    return validation.read_fields(list_fields.Paging, query)
 
 
 def _respond(
@@ -227,16 +257,17 @@ def _respond(
 class ListView(DatasetView):
     operation = "request.list"
 
-    @extend_schema("listJobs", responses.JobList, 304, parameters=[validation.Paging, *POLLED[:2]])
+    @extend_schema("listJobs", responses.JobList, 304, parameters=[list_fields.Paging, *POLLED[:2]])
     def get(self, request: Request, tag: str) -> HttpResponse:
-        """List the exports of a tag.
+        """List the exports of a tag, or of a conversation.
 
         Those of datasets whose scope the key has.
         """
         params = read_paging(request.query_params)
         caller = keys.get_caller(request)
-        channel_id, _ = self.resolve_channel(request)
-        filters = Filters(channel_id, readable_datasets(caller), tag=tag)
+        channel_id, channel = self.resolve_channel(request)
+        tag = queries.strip_channel(tag, channel)
+        filters = Filters(channel_id, list_readable(caller), tag_or_conversation=tag)
         page = polling.fetch_page(filters, params["limit"], params["cursor"])
         if page.jobs:
             logs.bind(tag=tag)
@@ -246,36 +277,40 @@ class ListView(DatasetView):
 class SearchView(DatasetView):
     operation = "request.search"
 
-    @extend_schema("searchJobs", responses.JobList, request=validation.SearchBody)
+    @extend_schema("searchJobs", responses.JobList, request=list_fields.SearchBody)
     def post(self, request: Request) -> HttpResponse:
         """Search the channel's exports.
 
         Those of datasets whose scope the key has.
         """
-        params = validation.read_fields(validation.SearchBody, request.data)["request"]
+        params = validation.read_fields(list_fields.SearchBody, request.data)["request"]
         caller = keys.get_caller(request)
         requested: dict[str, Any] = params["filters"]
-        channel_id, _ = caller.resolve_channel(
+        channel_id, channel = caller.resolve_channel(
             requested.get("channel") or request.headers.get("X-Channel-ID")
         )
+        tag = requested.get("tag")
         first = requested.get("requestedDate") or requested.get("requestedFrom")
         last = requested.get("requestedDate") or requested.get("requestedTo")
         filters = Filters(
             channel_id,
-            [
-                name
-                for name in requested.get("dataset", DATASETS)
-                if name in readable_datasets(caller)
-            ],
-            tag=requested.get("tag"),
+            list_readable(caller),
+            requested.get("dataset"),
+            tag=tag and queries.strip_channel(tag, channel),
             tag_prefix=requested.get("tagPrefix"),
             statuses=requested.get("status"),
             requested_by=requested.get("requestedBy"),
             submitted_from=first and _start_of_day(first),
             submitted_before=last and _start_of_day(last + timedelta(days=1)),
+            request_id=requested.get("requestId"),
+            conversation=requested.get("conversationId"),
+            text=requested.get("text"),
         )
         try:
             with preview.limit_query_seconds(SEARCH_SECONDS):
+                if queries.find_unknown_dataset(channel_id, filters.datasets or ()):
+                    known = ", ".join(dataset.name for dataset in list_datasets(channel_id))
+                    raise RequestError("invalid", f"request.filters.dataset: One of {known}.")
                 page = queries.search_jobs(filters, params["limit"], params["cursor"])
                 count = queries.filter_jobs(filters).count()
         except TimeoutError:

@@ -15,8 +15,8 @@ from django.db import DatabaseError, InterfaceError, connection
 from django.http import QueryDict
 from rest_framework.exceptions import NotFound
 
-from exhaust.api import envelope, job_answers, jobs, validation
-from exhaust.api.base import DatasetView, readable_datasets, required_scope
+from exhaust.api import envelope, job_answers, jobs, list_fields
+from exhaust.api.base import DatasetView, list_readable
 from exhaust.api.job_answers import PresentedJob, PresentedPage
 from exhaust.jobs import polling, queries
 from exhaust.jobs.polling import JobKey, PageKey
@@ -36,7 +36,7 @@ CHANNEL_WAITING = 200  # of a channel, whose answers wait for another status
 LOOK_SECONDS = 0.5  # between two looks of those
 GROUP_COST = 256  # jobs that one statement looks up; a page has as many as its limit
 MAX_KEPT_JOBS, MAX_KEPT_BYTES = 10_000, 4096
-_ADDRESS = re.compile(r"/(api/)?dataset/v1/request/(read|list)/([A-Za-z0-9._-]+)")
+_ADDRESS = re.compile(r"/(api/)?dataset/v1/request/(read|list)/([A-Za-z0-9._:-]+)")
 _ACCEPTED = {"*/*", "application/json", "application/json, */*"}
 _SIMPLE_READ = re.compile(rb"requestId=([A-Za-z0-9-]+)")
 _OVERLOADED = RequestError("overloaded", OVERLOADED_DETAIL, 503)
@@ -166,21 +166,21 @@ class Poller:
     ) -> PresentedJob:
         """Raises `NotFound`, also for one of another channel."""
         sender = _resolve_sender(caller, request)
-        key = JobKey(sender.channel_id, tag, request_id)
-        job = await self._find(key, sender, request)
-        if job is None:
-            raise NotFound("no job available with the given request_id and tag")
+        tag = queries.strip_channel(tag, sender.channel)
+        job = await self._find(JobKey(sender.channel_id, tag, request_id), sender, request)
         # names that are none of ours may be somebody's
         request.log_fields = {"tag": tag, "request_id": request_id}
-        caller.require(required_scope(job.dataset))
+        caller.require(job.scope)
         return job  # type: ignore[no-any-return]
 
     async def _list(self, tag: str, request: Request) -> Reply:
         verified = await self._authenticate(request)
         limit, after = _read_paging(request.query)
         sender = _resolve_sender(verified.caller, request)
-        datasets = readable_datasets(verified.caller)
-        key = PageKey(Filters(sender.channel_id, datasets, tag=tag), limit, after)
+        tag = queries.strip_channel(tag, sender.channel)
+        readable = list_readable(verified.caller)
+        filters = Filters(sender.channel_id, readable, tag_or_conversation=tag)
+        key = PageKey(filters, limit, after)
         polling.decode_cursor(key)  # which may raise
         page = await self._find(key, sender, request, 1 + limit // 10)
         if not page.is_empty:
@@ -197,14 +197,12 @@ class Poller:
         return verified
 
     async def _find(self, key: Key, sender: Sender, request: Request, cost: int = 1) -> Any:
-        """Returns what is presented of a job or a page; None for no job. Raises `ShareFull`."""
+        """Returns what is presented of a job or a page. Raises `NotFound` and `ShareFull`."""
         owner = sender.channel_id
         self._reads.add(owner, 1)
         try:
             if self._readers:
                 versions = await self._versions.run(owner, key, cost)
-                if isinstance(key, JobKey) and not versions:
-                    return None
                 kept = self._kept.find(sender.channel, key, versions)
                 if kept is not None:
                     return kept
@@ -222,7 +220,7 @@ class KeptJobs:
     def find(self, channel: str, key: Key, versions: Sequence[str]) -> Presented:
         """Returns what was presented of these versions, if all of it is kept."""
         if isinstance(key, JobKey):
-            return self._find_job(channel, versions[0])
+            return self._find_job(channel, versions[0]) if versions else None
         found: list[PresentedJob] = []
         for version in versions[: key.limit]:
             if (job := self._find_job(channel, version)) is None:
@@ -258,7 +256,8 @@ def _read_query(query: bytes) -> tuple[str, int]:
     if match := _SIMPLE_READ.fullmatch(query):
         return match[1].decode(), 0
     params = QueryDict(query)
-    return str(params.get("requestId", "")), validation.read_wait(str(params.get("wait", "0")))
+    wait_seconds = list_fields.read_wait(str(params.get("wait", "0")))
+    return jobs.read_request_id(params), wait_seconds
 
 
 def _read_paging(query: bytes) -> tuple[int, str | None]:
@@ -298,11 +297,12 @@ def _present_group(kept: KeptJobs, wanted: Sequence[Presentation]) -> list[Any]:
 
 
 def _present_one(kept: KeptJobs, wanted: Presentation, row: Any) -> Presented | Exception:
-    if row is None:
-        return None
     try:
         with audit.act_as(wanted.sender.actor(wanted.request)):
             if isinstance(wanted.key, JobKey):
+                if row is None:
+                    channel_id, tag, _ = wanted.key
+                    return NotFound(queries.explain_missing(channel_id, tag))
                 return _present_job(kept, row)
             presented = [_present_job(kept, job) for job in row.jobs]
         return job_answers.present_page(presented, row.cursor, wanted.key.filters)

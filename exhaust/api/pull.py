@@ -1,11 +1,12 @@
 """Pull: pages of events, sessions and users behind a cursor, for Croct's clients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from django.http import HttpResponse
+from django.utils.text import slugify
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework import serializers
 from rest_framework.exceptions import NotFound
@@ -26,15 +27,20 @@ from exhaust.api.pull_responses import (
 from exhaust.api.pull_responses import (
     User as UserBody,
 )
+from exhaust.datasets.event_table import EventTable
+from exhaust.datasets.own import find_dataset
 from exhaust.feed import cursor, documents, pages
 from exhaust.feed.pages import FeedQuery
+from exhaust.jobs import dataset_pages
 from ingest import audit
 from ingest.audit import reads
 from ingest.auth import keys
 from ingest.db.prepared import fetch_all
+from ingest.events import RequestError
 from ingest.feed import reader, values
 from ingest.feed.values import FeedPosition
 from ingest.http import problems
+from ingest.http.response_fields import Body, free_object, list_of, text
 from ingest.http.schema import extend_schema
 from ingest.models import AppUser, Session, StoredEvent
 from ingest.tenancy import session
@@ -87,13 +93,24 @@ class PageQuery(serializers.Serializer[dict[str, Any]]):
         required=False,
         default=list,
         max_length=validation.MAX_TYPES,
-        help_text="Event types; once for each.",
+        help_text="Event types, by the senders' names or Croct's; once for each.",
+    )
+    application = serializers.CharField(
+        required=False,
+        default="",
+        max_length=128,
+        allow_blank=True,
+        trim_whitespace=False,
+        help_text="An application of the channel, for events and sessions.",
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if attrs["start"] and attrs["end"] and attrs["start"] >= attrs["end"]:
             raise serializers.ValidationError({"end": "Must lie behind start."})
         return attrs
+
+
+PAGE_PARAMETERS = [PageQuery, *FEED_HEADERS]
 
 
 class PullView(APIView):
@@ -130,14 +147,11 @@ class PageView(PullView):
             params["start"],
             params["end"],
             tuple(sorted(params["events"])),
+            params["application"],
         )
+        _check_application(query)
         query_fingerprint = pages.query_fingerprint(query)
-        position = values.START
-        if params["cursor"] == "now":
-            position = pages.fetch_current_position(channel_id, self.resource)
-        elif params["cursor"]:
-            xid, pk = cursor.decode(params["cursor"], query_fingerprint)
-            position = FeedPosition(xid, pk)
+        position = _find_position(params["cursor"], query, self.resource)
         page = pages.read_page(query, position, params["pageSize"])
         if self.resource == "users" and page.items:
             audit.record(
@@ -146,16 +160,89 @@ class PageView(PullView):
         reads.count_read("feed.pulled", channel, self.resource, len(page.items))
         parts = [b'"items":[' + b",".join(page.items) + b"]"]
         if self.resource == "events":
-            parts.append(b'"metadata":' + documents.encode(_build_metadata(channel_id, channel)))
+            metadata = _build_metadata(channel_id, channel, page.application_ids)
+            parts.append(b'"metadata":' + documents.encode(metadata))
         parts.append(
             b'"nextCursor":"%s"' % cursor.encode(list(page.position), query_fingerprint).encode()
         )
-        response = HttpResponse(b"{" + b",".join(parts) + b"}", content_type="application/json")
-        response["X-Feed-End"] = "true" if page.is_at_end else "false"
-        if self.resource == "events":
-            session.lift_restriction()  # PostgreSQL hides the age of other roles' transactions
-        response["X-Feed-Lag"] = f"{pages.measure_lag(query).total_seconds():.1f}"
-        return response
+        return _build_page(b",".join(parts), query, is_at_end=page.is_at_end)
+
+
+class DatasetPage(Body):
+    """Rows of an own dataset, in the order of arrival."""
+
+    items = list_of("The rows, keyed by the headers of the columns.", free_object("A row."))
+    nextCursor = text("Opaque. Send it as `cursor` to get what comes next.")
+
+
+class DatasetRowsView(PullView):
+    """A page of an own dataset: `/export/datasets/{name}`."""
+
+    resource = "events"
+
+    @extend_schema("exportDataset", DatasetPage, 404, 409, 410, parameters=PAGE_PARAMETERS)
+    def get(self, request: Request, name: str) -> HttpResponse:
+        """List rows of an own dataset page by page.
+
+        Needs `pull` and the scope of the dataset.
+        """
+        channel_id, channel = self.resolve_channel(request)
+        dataset = find_dataset(channel_id, name)
+        if not isinstance(dataset, EventTable) or dataset.definition is None:
+            raise NotFound("This channel has no own dataset of that name.")
+        keys.get_caller(request).require(dataset.scope)
+        params = validation.read_fields(PageQuery, _query_values(request))
+        types = tuple(sorted(params["events"]))
+        if types and dataset.types:
+            raise RequestError("invalid", f"events: {dataset.unsupported_reasons['types']}")
+        query = FeedQuery(
+            channel_id,
+            dataset.pull_resource,
+            params["start"],
+            params["end"],
+            types,
+            params["application"],
+        )
+        _check_application(query)
+        position = _find_position(params["cursor"], query, "events")
+        page = dataset_pages.read_page(dataset, query, position, params["pageSize"])
+        if dataset.is_private and page.items:
+            audit.record(
+                "personal_data.exported", channel=channel, subject=name, rows=len(page.items)
+            )
+        reads.count_read("feed.pulled", channel, dataset.pull_resource, len(page.items))
+        next_cursor = cursor.encode(list(page.position), pages.query_fingerprint(query))
+        body = b'"items":[%s],"nextCursor":"%s"' % (b",".join(page.items), next_cursor.encode())
+        return _build_page(body, query, is_at_end=page.is_at_end)
+
+
+def _find_position(given: str, query: FeedQuery, resource: str) -> FeedPosition:
+    """Returns the position of a cursor. Raises `RequestError` (400) for one of another query."""
+    if not given:
+        return values.START
+    if given == "now":
+        return pages.fetch_current_position(query.channel_id, resource)
+    return FeedPosition(*cursor.decode(given, pages.query_fingerprint(query)))
+
+
+def _build_page(body: bytes, query: FeedQuery, *, is_at_end: bool) -> HttpResponse:
+    response = HttpResponse(b"{" + body + b"}", content_type="application/json")
+    response["X-Feed-End"] = "true" if is_at_end else "false"
+    if query.resource not in ("sessions", "users"):
+        session.lift_restriction()  # PostgreSQL hides the age of other roles' transactions
+    response["X-Feed-Lag"] = f"{pages.measure_lag(query).total_seconds():.1f}"
+    return response
+
+
+def _check_application(query: FeedQuery) -> None:
+    """Raises `RequestError` (400) for an application that no record can be of."""
+    if not query.application:
+        return
+    remedy = "A user is of no application; leave it out."
+    if query.resource != "users":
+        remedy = pages.explain_unknown_application(query.channel_id, query.application)
+    if remedy:
+        raise RequestError("invalid", f"application: {remedy}")
 
 
 def _query_values(request: Request) -> dict[str, Any]:
@@ -163,14 +250,29 @@ def _query_values(request: Request) -> dict[str, Any]:
     return {name: query.getlist(name) if name == "events" else query[name] for name in query}
 
 
-def _build_metadata(channel_id: int, identifier: str) -> dict[str, str]:
-    """Returns Croct's three levels; each is the channel."""
-    ((stored_name,),) = fetch_all("SELECT name FROM ingest_channel WHERE id = %s", [channel_id])
-    name = stored_name or identifier
+def _build_metadata(
+    channel_id: int, identifier: str, application_ids: Collection[int | None]
+) -> dict[str, str]:
+    """Returns Croct's levels: the organization, the channel, and the one application of all events.
+
+    Events of several applications, or of none, have the channel in its place.
+    """
+    (application_id,) = application_ids if len(application_ids) == 1 else (None,)
+    ((organization, name, application, application_name),) = fetch_all(
+        "SELECT c.organization, c.name, a.identifier, a.name FROM ingest_channel c"
+        " LEFT JOIN ingest_application a ON a.channel_id = c.id AND a.id = %s WHERE c.id = %s",
+        [application_id, channel_id],
+    )
+    name = name or identifier
+    levels = {
+        "organization": (organization or name, slugify(organization) or identifier),
+        "workspace": (name, identifier),
+        "application": (application_name or application or name, application or identifier),
+    }
     return {
         f"{level}{field}": value
-        for level in ("organization", "workspace", "application")
-        for field, value in (("Name", name), ("Slug", identifier))
+        for level, values in levels.items()
+        for field, value in zip(("Name", "Slug"), values, strict=True)
     }
 
 
@@ -179,22 +281,19 @@ class RecordView(PullView):
 
     def read_record(self, request: Request, identifier: str) -> HttpResponse:
         channel_id, channel = self.resolve_channel(request)
-        document = _FETCHERS[self.resource](channel_id, identifier)
+        document = _FETCHERS[self.resource](channel_id, channel, identifier)
         if document is None:
             raise NotFound(f"There is nothing by this id among the {self.resource}.")
         if self.resource == "users":
             audit.record("personal_data.exported", channel=channel, subject="users", rows=1)
         reads.count_read("feed.pulled", channel, self.resource, 1)
-        if self.resource == "events":
-            metadata = documents.encode(_build_metadata(channel_id, channel))
-            document = b'{"metadata":%s,"event":%s}' % (metadata, document)
         return HttpResponse(document, content_type="application/json")
 
 
 class EventsView(PageView):
     resource = "events"
 
-    @extend_schema("exportEvents", EventPage, 409, 410, parameters=[PageQuery, *FEED_HEADERS])
+    @extend_schema("exportEvents", EventPage, 409, 410, parameters=PAGE_PARAMETERS)
     def get(self, request: Request) -> HttpResponse:
         """List events page by page.
 
@@ -218,7 +317,7 @@ class EventView(RecordView):
 class SessionsView(PageView):
     resource = "sessions"
 
-    @extend_schema("exportSessions", SessionPage, 409, 410, parameters=[PageQuery, *FEED_HEADERS])
+    @extend_schema("exportSessions", SessionPage, 409, 410, parameters=PAGE_PARAMETERS)
     def get(self, request: Request) -> HttpResponse:
         """List sessions page by page.
 
@@ -242,7 +341,7 @@ class SessionView(RecordView):
 class UsersView(PageView):
     resource = "users"
 
-    @extend_schema("exportUsers", UserPage, 409, 410, parameters=[PageQuery, *FEED_HEADERS])
+    @extend_schema("exportUsers", UserPage, 409, 410, parameters=PAGE_PARAMETERS)
     def get(self, request: Request) -> HttpResponse:
         """List users page by page.
 
@@ -263,15 +362,18 @@ class UserView(RecordView):
         return self.read_record(request, identifier)
 
 
-def _fetch_event(channel_id: int, identifier: str) -> bytes | None:
+def _fetch_event(channel_id: int, channel: str, identifier: str) -> bytes | None:
     current_events = StoredEvent.objects.filter(
         identity=_parse_uuid(identifier), superseded_xid=None, channel_id=channel_id
     )
     rows = reader.fetch_events(current_events)
-    return documents.encode_event(rows[0]) if rows else None
+    if not rows:
+        return None
+    metadata = documents.encode(_build_metadata(channel_id, channel, [rows[0].application_id]))
+    return b'{"metadata":%s,"event":%s}' % (metadata, documents.encode_event(rows[0]))
 
 
-def _fetch_session(channel_id: int, identifier: str) -> bytes | None:
+def _fetch_session(channel_id: int, channel: str, identifier: str) -> bytes | None:
     rows = Session.objects.select_related("parent").filter(
         channel_id=channel_id, key=_parse_uuid(identifier)
     )
@@ -279,7 +381,7 @@ def _fetch_session(channel_id: int, identifier: str) -> bytes | None:
     return documents.encode_session(row) if row is not None else None
 
 
-def _fetch_user(channel_id: int, identifier: str) -> bytes | None:
+def _fetch_user(channel_id: int, channel: str, identifier: str) -> bytes | None:
     """Finds a user id, or the device of a user who never signed in."""
     if "\0" in identifier:
         return None

@@ -4,6 +4,7 @@ from typing import Any
 
 from rest_framework.serializers import DictField
 
+from exhaust.feed.documents import STANDARD_ATTRIBUTES
 from ingest.http.response_fields import (
     Body,
     anything,
@@ -23,26 +24,24 @@ NO_USER = "The user; without one the device."
 
 
 class Metadata(Body):
-    """Croct's three levels. Each one is the channel here."""
+    """The organization, the channel as workspace, the application of all events or the channel."""
 
-    organizationName = text("The channel's name.")
-    organizationSlug = text("The channel's id.")
-    workspaceName = text("The channel's name.")
-    workspaceSlug = text("The channel's id.")
-    applicationName = text("The channel's name.")
-    applicationSlug = text("The channel's id.")
+    for level in ("organization", "workspace", "application"):
+        locals()[f"{level}Name"] = text(f"The {level}'s name.")
+        locals()[f"{level}Slug"] = text(f"The {level}'s id.")
+    del level
 
 
 class EventContext(Body):
-    """The page."""
+    """The page, or the app."""
 
-    type = choice("Always web.", ["web"])
-    metadata = free_object("Empty.")
-    url = text("The address.")
+    type = choice("web if there is a page.", ["web", "app"])
+    metadata = free_object("`platform`, if the sender names one.")
+    url = text("The address.", required=False)
 
 
 class EventPayload(Body):
-    """The sender's event, under its type."""
+    """The sender's event, under its type; of a type in Croct's vocabulary as that has it."""
 
     is_extensible = True
     locals()["@type"] = text("The event's type.")
@@ -92,6 +91,7 @@ class SessionStatistics(Body):
     pageViews = integer("Pages and screens seen.")
     events = integer("Events.")
     answers = integer("Answers.")
+    orders = integer("Orders placed.", required=False)
 
 
 class Session(Body):
@@ -105,6 +105,10 @@ class Session(Body):
     closeTime = epoch_ms("When it closes or closed")
     closed = flag("Whether it is closed.")
     landingPageUrl = text("The first page.", allow_null=True)
+    referrer = text("The page before it.", required=False)
+    campaign = free_object("`name`, `source`, `medium`, `content`, `term`.", required=False)
+    location = free_object("`continent`, `country`, `region`, `city`.", required=False)
+    client = free_object("`browser` and `device`.", required=False)
     deviceId = text("The device; empty for none.")
     senderSessionId = text("The sender's session id.", allow_null=True)
     statistics = SessionStatistics()
@@ -128,13 +132,7 @@ class User(Body):
     externalUserId = text("The sender's user id.", allow_null=True)
     anonymous = flag("Whether the user never signed in.")
     deviceId = text("The device.", allow_null=True)
-    email = anything(SENT, required=False)
-    phone = anything(SENT, required=False)
-    firstName = anything(SENT, required=False)
-    lastName = anything(SENT, required=False)
-    gender = anything(SENT, required=False)
-    company = anything(SENT, required=False)
-    jobTitle = anything(SENT, required=False)
+    locals().update({name: anything(SENT, required=False) for name in STANDARD_ATTRIBUTES})
     customAttributes = free_object("All attributes, by name.")
     firstSeenTime = epoch_ms("When it was first seen")
     lastSeenTime = epoch_ms("When it was last seen")

@@ -1,18 +1,22 @@
 """The bodies of the dataset API's responses: each field with its meaning and its value."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from exhaust.datasets import DATASETS
-from exhaust.datasets.cells import Column
+from exhaust.api import validation
+from exhaust.datasets.layout import TIMESTAMPS
+from exhaust.datasets.summary import BY
+from exhaust.datasets.survey import ANSWERS, ROWS
 from exhaust.delivery import destinations
 from exhaust.feed.documents import to_epoch_ms
 from exhaust.files import links
 from exhaust.files.formats import FORMATS
-from exhaust.jobs import schedules, transitions
+from exhaust.jobs import repeats, schedules, transitions
 from exhaust.jobs.preview import Preview as JobPreview
+from exhaust.jobs.repeats import FileAge
 from exhaust.jobs.submit import Submission
 from exhaust.models import Delivery as DeliveryRow
 from exhaust.models import Destination as DestinationRow
@@ -35,6 +39,7 @@ from ingest.http.response_fields import (  # fmt: skip
 DESTINATION_STATES = ["working", "paused", "failing", "circuit_open", "disabled"]
 POSITION = "The position in the feed: the same in a page, a push and a file."
 TAG = "The tag, a colon and the channel."
+UNREAD, WARNING = "Fields that the service does not read.", "The field and the reason."
 
 
 class JobStats(Body):
@@ -65,7 +70,7 @@ class JobProgress(Body):
     """The progress of an export."""
 
     phase = text(
-        "queued, waiting for the next attempt, preparing, writing or ended.",
+        "queued, waiting for its time, waiting for the next attempt, preparing, writing or ended.",
         get=lambda job: _name_phase(job),
     )
     queuePosition = integer(
@@ -87,7 +92,10 @@ def _name_phase(job: JobRow) -> str:
     match job.status:
         case JobRow.Status.SUBMITTED:
             is_delayed = job.due_at > job.database_now  # type: ignore[attr-defined]
-            return "waiting for the next attempt" if is_delayed else "queued"
+            if not is_delayed:
+                return "queued"
+            has_tried = job.attempt > job.uncounted_attempts or job.status_message
+            return "waiting for the next attempt" if has_tried else "waiting for its time"
         case JobRow.Status.PROCESSING:
             return "writing" if job.rows_done else "preparing"
         case _:
@@ -116,9 +124,49 @@ class JobCallback(Body):
 
 def find_callback(job: JobRow) -> DeliveryRow:
     """Returns the latest callback, or one that is not saved."""
-    callbacks = list(job.callbacks.all()) if job.status in transitions.TERMINAL_STATUSES else []
-    latest = max(callbacks, key=lambda callback: callback.pk, default=DeliveryRow())
+    is_ended = job.status in transitions.TERMINAL_STATUSES
+    latest = _find_latest(job, DeliveryRow.Kind.CALLBACK) if is_ended else None
+    latest = latest or DeliveryRow()
     latest.url = job.callback_url
+    return latest
+
+
+def _find_latest(job: JobRow, kind: str) -> DeliveryRow | None:
+    rows = [row for row in job.deliveries.all() if row.kind == kind]
+    return max(rows, key=lambda row: row.pk, default=None)
+
+
+class JobDelivery(Body):
+    """The delivery of the files to the destination of `deliverTo`."""
+
+    destination = text("The destination.", source="job.deliver_to")
+    status = choice(
+        "waiting, failing (it is tried again), delivered or dead.",
+        DeliveryRow.Status.values,
+        get=lambda delivery: name_delivery_status(delivery),
+    )
+    files = integer("The number of delivered files.", source="documents")
+    path = text(
+        "The path of the last file, after which all are there; empty at first.", source="url"
+    )
+    attempts = integer("The number of attempts.", source="attempt")
+    error = text("The error of the last attempt; empty for none.")
+
+
+def name_delivery_status(delivery: DeliveryRow) -> str:
+    """Returns the status; waiting before the first attempt has failed."""
+    is_first = delivery.status == DeliveryRow.Status.FAILING and not delivery.error
+    return DeliveryRow.Status.WAITING.value if is_first else delivery.status
+
+
+def find_file_delivery(job: JobRow) -> DeliveryRow | None:
+    """Returns the latest delivery of the files, one that is not saved before the job succeeds."""
+    if not job.deliver_to:
+        return None
+    is_ended = job.status == JobRow.Status.SUCCESS
+    latest = _find_latest(job, DeliveryRow.Kind.FILES) if is_ended else None
+    latest = latest or DeliveryRow()
+    latest.job = job
     return latest
 
 
@@ -133,6 +181,10 @@ class JobState:
     @property
     def callback(self) -> DeliveryRow | None:
         return find_callback(self.row) if self.row.callback_url else None
+
+    @property
+    def delivery(self) -> DeliveryRow | None:
+        return find_file_delivery(self.row)
 
 
 def present_job(row: JobRow) -> dict[str, Any]:
@@ -150,6 +202,15 @@ def build_state(row: JobRow) -> JobState:
     return JobState(row, files, [link for link in file_links if link is not None])
 
 
+def _list_warnings(job: JobState) -> list[str] | None:
+    return validation.list_config_warnings(job.row.config) or None
+
+
+def _next_due(job: JobState) -> datetime | None:
+    is_waiting = job.row.status == JobRow.Status.SUBMITTED
+    return job.row.due_at if is_waiting and job.row.due_at > job.row.database_now else None  # type: ignore[attr-defined]
+
+
 class Job(Body):
     """An export: a request for a dataset and its state."""
 
@@ -163,7 +224,7 @@ class Job(Body):
         "When it ended, or was submitted",
         get=lambda job: job.row.completed_at or job.row.submitted_at,
     )
-    datasetConfig = free_object("As it was sent.", source="row.config")
+    datasetConfig = free_object("As it was sent, with its days.", source="row.config")
     attempts = integer(
         "The number of failed attempts; after three the export is FAILED. An outage adds none.",
         get=lambda job: transitions.count_failed_attempts(job.row),
@@ -194,6 +255,65 @@ class Job(Body):
         get=lambda job: job.row.encryption or None,
     )
     callback = JobCallback(required=False)
+    delivery = JobDelivery(required=False)
+    notBefore = epoch_ms(
+        "When a waiting one runs at the earliest, if that is later", required=False, get=_next_due
+    )
+    warnings = list_of(
+        UNREAD,
+        text(WARNING),
+        required=False,
+        get=_list_warnings,
+    )
+
+
+@dataclass(frozen=True)
+class SubmittedState(JobState):
+    """A submitted job; `age` is that of the file that it had before, if it had one."""
+
+    body_warnings: list[str]
+    age: FileAge | None
+
+    @property
+    def status_message(self) -> str:
+        notes = (self.row.status_message, self.age.message if self.age else "")
+        return " ".join(filter(None, notes))
+
+
+def present_submitted(row: JobRow, body_warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the body of a job that was just submitted."""
+    age = repeats.measure_age(row) if row.is_existing else None
+    state = build_state(row)
+    return SubmittedJob.render(
+        SubmittedState(row, state.files, state.links, list(body_warnings), age)
+    )
+
+
+class SubmittedJob(Job):
+    """An export as the answer to its submission shows it."""
+
+    statusMessage = text("A message about the state; empty for none.", source="status_message")
+    existing = flag(
+        "True if the same request had this export already; else absent.",
+        required=False,
+        get=lambda job: job.row.is_existing or None,
+    )
+    asOf = epoch_ms(
+        "Until when the file of an existing one holds all that arrived",
+        required=False,
+        get=lambda job: job.age and job.age.as_of,
+    )
+    newRows = integer(
+        "The rows that arrived since; absent if they cannot be counted in half a second.",
+        required=False,
+        get=lambda job: job.age and job.age.new_rows,
+    )
+    warnings = list_of(
+        UNREAD,
+        text(WARNING),
+        required=False,
+        get=lambda job: [*job.body_warnings, *(_list_warnings(job) or ())] or None,
+    )
 
 
 @dataclass(frozen=True)
@@ -202,17 +322,17 @@ class PreviewState:
 
     submission: Submission
     preview: JobPreview
-
-    @property
-    def columns(self) -> Sequence[Column]:
-        return DATASETS[self.submission.dataset].columns
+    body_warnings: list[str]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        return [
-            {column.header: cell for column, cell in zip(self.columns, row, strict=True)}
-            for row in self.preview.rows
-        ]
+        headers = [column.header for column in self.preview.columns]
+        return [dict(zip(headers, row, strict=True)) for row in self.preview.rows]
+
+
+def _list_preview_warnings(state: PreviewState) -> list[str] | None:
+    config_warnings = validation.list_config_warnings(state.submission.config)
+    return [*state.body_warnings, *config_warnings] or None
 
 
 class PreviewEstimate(Body):
@@ -239,13 +359,14 @@ class PreviewColumn(Body):
 class Preview(Body):
     """The result of a submission, without submitting it."""
 
-    dataset = choice("The dataset.", list(DATASETS), source="submission.dataset")
+    dataset = text("The dataset.", source="submission.dataset")
     requestedChannel = text("The channel.", source="submission.channel")
-    datasetConfig = free_object("As it was sent.", source="submission.config")
+    datasetConfig = free_object("As it was sent, with its days.", source="submission.config")
     estimate = PreviewEstimate(source="preview")
-    columns = PreviewColumn(many=True, help_text="The columns, in order.")
+    columns = PreviewColumn(many=True, help_text="The columns, in order.", source="preview.columns")
     rows = list_of("Up to 20 rows by header, personal values masked.", free_object("A row."))
     message = text("A message about the estimate; empty for none.", source="preview.message")
+    warnings = list_of(UNREAD, text(WARNING), required=False, get=_list_preview_warnings)
 
 
 class ScheduleWindow(Body):
@@ -282,6 +403,11 @@ def present_schedule(row: ScheduleRow) -> dict[str, Any]:
     return Schedule.render(ScheduleState(row, window))
 
 
+def _get_config(name: str) -> Callable[[ScheduleState], Any]:
+    """Returns the getter of a field of datasetConfig; None where the schedule has its default."""
+    return lambda state: schedules.build_config(state.row).get(name)
+
+
 class Schedule(Body):
     """A recurring request."""
 
@@ -298,9 +424,35 @@ class Schedule(Body):
     callbackUrl = text(
         "The address that receives callbacks; empty for none.", source="row.callback_url"
     )
+    deliverTo = text(
+        "The destination that gets the files.",
+        required=False,
+        get=lambda state: state.row.deliver_to or None,
+    )
     encryption = text(
         "publickey: files are encrypted; empty: as the channel requires.", source="row.encryption"
     )
+    types = list_of("Event types.", text("A type."), get=_get_config("types"), required=False)
+    application = text("An application's id.", get=_get_config("application"), required=False)
+    rows = choice("A row of a survey.", ROWS, get=_get_config("rows"), required=False)
+    answers = choice(
+        "The answers in a row of a survey.", ANSWERS, get=_get_config("answers"), required=False
+    )
+    by = choice("The period of a summary's counts.", BY, get=_get_config("by"), required=False)
+    columns = list_of(
+        "The headers of the files' columns.",
+        text("A header."),
+        get=_get_config("columns"),
+        required=False,
+    )
+    layout = text("The named list of columns.", get=_get_config("layout"), required=False)
+    timestamps = choice(
+        "The zone of the times in the files.",
+        TIMESTAMPS,
+        get=_get_config("timestamps"),
+        required=False,
+    )
+    priority = choice("The queue of the exports.", ["low", "interactive"], source="row.priority")
     paused = flag(
         "Whether it makes no requests now.", get=lambda state: state.row.paused_at is not None
     )
@@ -320,14 +472,16 @@ class Schedule(Body):
 
 
 class Delivery(Body):
-    """A batch and the receiver's answer."""
+    """A batch, or the files of an export, and the receiver's answer."""
 
-    kind = choice("feed, letters (sent again) or test.", ["feed", "letters", "test"])
+    kind = choice(
+        "feed, letters (sent again), files or test.", ["feed", "letters", "files", "test"]
+    )
     status = choice(
         "waiting (a test in progress), failing (also: in progress), delivered or dead.",
         DeliveryRow.Status.values,
     )
-    documents = integer("The number of documents.")
+    documents = integer("The number of documents, or of delivered files.")
     bytes = integer("Their size.", source="byte_count")
     attempts = integer("The number of attempts.", source="attempt")
     answer = integer("The HTTP status of the last answer.", allow_null=True)
@@ -344,13 +498,14 @@ class DestinationLag(Body):
 
 
 class Destination(Body):
-    """A receiver of pushed documents, without its password and secret."""
+    """A receiver of pushed documents or of files, without its password and secret."""
 
     name = text("The name within the channel.")
     requestedChannel = text("The channel.", source="channel.identifier")
     kind = choice("The protocol.", DestinationRow.Kind.values)
     resource = choice("The records pushed.", DestinationRow.Resource.values)
     types = list_of("Events of these types only; empty means all.", text("A type."))
+    application = text("Documents of this application only; empty means all.")
     url = text("The address.")
     method = choice("The HTTP method.", DestinationRow.Method.values)
     contentType = choice(
@@ -359,6 +514,30 @@ class Destination(Body):
     user = text("For HTTP Basic; empty for none.")
     index = text("The Elasticsearch index.")
     docType = text("_type, for Elasticsearch before 8.", source="doc_type")
+    bucket = text("The bucket, for s3.", required=False, get=lambda row: row.bucket or None)
+    region = text(
+        "The bucket's region.", required=False, get=lambda row: (row.bucket and row.region) or None
+    )
+    path = text(
+        "The path of each file, with placeholders.",
+        required=False,
+        get=lambda row: row.path if row.takes_files else None,
+    )
+    hostKey = text(
+        "The pinned fingerprint of the SFTP server's key.",
+        required=False,
+        get=lambda row: row.host_key or None,
+    )
+    allowsPrivate = flag(
+        "Whether it may get files of private datasets.",
+        required=False,
+        get=lambda row: row.allows_private if row.takes_files else None,
+    )
+    hasPrivateKey = flag(
+        "Whether a private key is stored.",
+        required=False,
+        get=lambda row: row.encrypted_private_key is not None if row.takes_files else None,
+    )
     hasPassword = flag(
         "Whether a password is stored.", get=lambda row: row.encrypted_password is not None
     )

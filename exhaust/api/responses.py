@@ -105,15 +105,14 @@ DOWNLOAD: dict[Any, Any] = {
        for status, meaning in ((200, "The file."), (206, "A part, for `Range`."))
        for media in FILE_TYPES},
     416: OpenApiResponse(None, "The file ends before the range."),
-    **{
-        (status, "text/plain"): OpenApiResponse({"type": "string"}, meaning)
-        for status, meaning in (
-            (302, "The file is in the bucket: follow the short link in `Location`."),
-            (403, "The link was altered or revoked."), (404, "There is no such file."),
-            (410, "The link has expired, or the file was deleted."),
-            (429, "Too many altered links from this address."),
-            (503, "Database or storage cannot be used now; try again after `Retry-After` seconds."),
-        )
-    },
+    (302, "text/plain"): OpenApiResponse({"type": "string"}, "Follow the link in `Location`."),
+    **{(status, media): OpenApiResponse({"type": "string"}, meaning)
+       for media in ("text/plain", "text/html")  # which of them `Accept` decides
+       for status, meaning in (
+           (403, "The link was altered or revoked."), (404, "There is no such file."),
+           (410, "The link has expired, or the file was deleted."),
+           (429, "Too many altered links from this address."),
+           (503, "Database or storage cannot be used now; try again after `Retry-After` seconds."),
+       )},
     "4XX": None,
 }  # fmt: skip

@@ -13,6 +13,7 @@ from exhaust.delivery import elasticsearch, session_documents
 from exhaust.feed.documents import encode
 from ingest.audit import reads
 from ingest.db.clock import read_clock
+from ingest.feed import reader
 from ingest.http.schema import LINES, NDJSON, extend_schema
 from ingest.models import Session
 
@@ -53,11 +54,10 @@ class SampleView(PullView):
         """
         channel_id, channel = self.resolve_channel(request)
         params = validation.read_fields(SampleQuery, request.query_params)
-        rows = Session.objects.filter(
-            channel_id=channel_id, closed=True, ended_at__gte=read_clock() - SAMPLE_WINDOW
-        )
         # by position, which has an index: the sessions changed last are those closed last
-        session_rows = session_documents.fetch_sessions(rows.order_by("-xid", "-id")[:SAMPLE_SIZE])
+        rows, _ = reader.limit_to_newest(Session.objects.filter(channel_id=channel_id))
+        rows = rows.filter(closed=True, ended_at__gte=read_clock() - SAMPLE_WINDOW)
+        session_rows = session_documents.fetch_sessions(rows[:SAMPLE_SIZE])
         identified: list[tuple[str, bytes]] = []
         size = 0
         for start in range(0, len(session_rows), STEP_SIZE):

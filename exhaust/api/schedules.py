@@ -7,8 +7,11 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust.api import envelope, response_bodies, responses, validation
-from exhaust.api.base import DatasetView, NamedView, readable_datasets, required_scope
+from exhaust.api import envelope, list_fields, response_bodies, responses, validation
+from exhaust.api.base import DatasetView, NamedView, required_scope
+from exhaust.api.field_names import EnvelopeSerializer, StrictSerializer
+from exhaust.datasets.layout import COLUMN_FIELDS
+from exhaust.datasets.own import find_dataset, list_datasets
 from exhaust.jobs import schedules
 from exhaust.models import Schedule
 from ingest.auth import keys
@@ -25,11 +28,13 @@ WIRE_NAMES = {
     "output_format": "outputFormat",
     "requested_by": "requestedBy",
     "callback_url": "callbackUrl",
+    "deliver_to": "deliverTo",
     "encryption": "encryption",
-}
+    "priority": "priority",
+} | {name: name for name in (*schedules.FILTERS, *COLUMN_FIELDS)}
 
 
-class ScheduleFields(validation.StrictSerializer):
+class ScheduleFields(validation.ContentFields, StrictSerializer):
     """The `request` of a schedule; `schedules.validate` checks the values."""
 
     cron = serializers.CharField(
@@ -65,8 +70,15 @@ class ScheduleFields(validation.StrictSerializer):
         trim_whitespace=False,
         help_text="Receives a signed POST when an export ends.",
     )
+    deliverTo = serializers.CharField(
+        max_length=128, default="", allow_blank=True, help_text="A destination for the files."
+    )
     encryption = serializers.CharField(
         max_length=16, default="", allow_blank=True, help_text="publickey, or empty."
+    )
+
+    priority = validation.ChoiceField(
+        ["low", "interactive"], default="low", help_text="low runs after all others."
     )
 
     def to_internal_value(self, data: Any) -> Any:
@@ -77,7 +89,7 @@ class ScheduleFields(validation.StrictSerializer):
         return super().to_internal_value(data)
 
 
-class ScheduleBody(serializers.Serializer[dict[str, Any]]):
+class ScheduleBody(EnvelopeSerializer):
     """The body of a schedule; the other fields of the envelope are ignored."""
 
     example = {
@@ -93,6 +105,12 @@ class ScheduleBody(serializers.Serializer[dict[str, Any]]):
     request = ScheduleFields(help_text="The schedule.")
 
 
+def find_scope(schedule: Schedule) -> str:
+    """Returns the scope of its dataset."""
+    dataset = find_dataset(schedule.channel_id, schedule.dataset)
+    return dataset.scope if dataset else required_scope(schedule.dataset)
+
+
 class ScheduleView(NamedView):
     """One schedule: `/dataset/v1/schedule/{name}`."""
 
@@ -104,7 +122,7 @@ class ScheduleView(NamedView):
         schedule = schedules.fetch_schedule(channel_id, name)
         if schedule is None:
             raise NotFound("There is no schedule of that name.")
-        caller.require(required_scope(schedule.dataset))
+        caller.require(find_scope(schedule))
         return schedule
 
     def present(self, instance: Schedule) -> dict[str, Any]:
@@ -123,10 +141,10 @@ class ScheduleView(NamedView):
         fields.setdefault("requested_by", caller.name)
         schedule = Schedule(channel_id=channel_id, name=name, **fields)
         self.raise_first_fault(schedules.find_errors(schedule), WIRE_NAMES)
-        caller.require(required_scope(schedule.dataset))
+        caller.require(find_scope(schedule))
         replaced = schedules.fetch_schedule(channel_id, name)
         if replaced is not None:
-            caller.require(required_scope(replaced.dataset))
+            caller.require(find_scope(replaced))
         schedules.save(schedule)
         return self.respond(request, name)
 
@@ -179,18 +197,17 @@ class ResumeView(ScheduleView):
 class ScheduleListView(DatasetView):
     operation = "schedule.list"
 
-    @extend_schema("listSchedules", responses.ScheduleList, parameters=[validation.Paging])
+    @extend_schema("listSchedules", responses.ScheduleList, parameters=[list_fields.Paging])
     def get(self, request: Request) -> Response:
         """List the channel's schedules.
 
         Those of datasets whose scope the key has.
         """
-        params = validation.read_fields(validation.Paging, request.query_params)
+        params = validation.read_fields(list_fields.Paging, request.query_params)
         caller = keys.get_caller(request)
         channel_id, _ = self.resolve_channel(request)
-        page = schedules.fetch_page(
-            channel_id, readable_datasets(caller), params["limit"], params["cursor"]
-        )
+        names = [each.name for each in list_datasets(channel_id) if each.scope in caller.scopes]
+        page = schedules.fetch_page(channel_id, names, params["limit"], params["cursor"])
         return envelope.build_success(
             self.operation,
             {

@@ -6,22 +6,30 @@ database: applications, `since`.
 
 import re
 from collections.abc import Sequence
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from typing import Any
 
 from django.conf import settings
 from rest_framework import serializers
 
-from exhaust.datasets import DATASETS
+from exhaust.api.field_names import EnvelopeSerializer, NamedFieldsSerializer, find_similar
+from exhaust.datasets import DATASETS, summary, survey
+from exhaust.datasets.base import Dataset
+from exhaust.datasets.layout import COLUMN_FIELDS, MAX_COLUMNS, TIMESTAMPS, find_column_errors
 from exhaust.datasets.selection import load_zone
+from exhaust.datasets.zones import find_zone_name
 from exhaust.delivery import http_client
 from exhaust.files.formats import FORMATS
+from exhaust.jobs import schedules
+from exhaust.jobs.submit import MAX_DELAY
 from exhaust.models import Job
+from ingest.db.clock import read_clock
+from ingest.events import format_count
 from ingest.http.schema import Text
 from ingest.models import IDENTIFIER, IDENTIFIER_RULE
 
-DATASET = {"enum": list(DATASETS)}
+DATASET = {"maxLength": 64, "examples": list(DATASETS)}
 URL = {"format": "uri", "maxLength": 2000}
 MAX_TYPES = 100  # event types of a query
 
@@ -38,7 +46,7 @@ def read_fields(serializer: type[serializers.Serializer[Any]], data: Any) -> dic
 
 
 @cache
-def _shared(serializer: type[serializers.Serializer[Any]]) -> serializers.Serializer[Any]:
+def _shared(serializer: type[serializers.Serializer[Any]]) -> Any:
     """Returns an instance that keeps no state between calls: to copy its fields takes longer than
     to validate by them."""
     return serializer()
@@ -65,18 +73,6 @@ class ChoiceField(serializers.ChoiceField):
         )
 
 
-class StrictSerializer(serializers.Serializer[dict[str, Any]]):
-    """Rejects unknown fields, so that a misspelt one does not go unnoticed."""
-
-    def to_internal_value(self, data: Any) -> Any:
-        unknown = set(data) - set(self.fields) if isinstance(data, dict) else set()
-        if unknown:
-            raise serializers.ValidationError(
-                {min(unknown): f"Unknown field; there are {', '.join(self.fields)}."}
-            )
-        return super().to_internal_value(data)
-
-
 class DayField(Text):
     """A day, written as YYYY-MM-DD."""
 
@@ -96,7 +92,62 @@ class DayField(Text):
 _DAY_PATTERN = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
-class DatasetConfig(serializers.Serializer[dict[str, Any]]):
+class ContentFields(serializers.Serializer[dict[str, Any]]):
+    """The filters and the columns of a file: of a request and of a schedule."""
+
+    types = serializers.ListField(
+        child=serializers.CharField(max_length=255, trim_whitespace=False),
+        required=False,
+        allow_empty=False,
+        max_length=MAX_TYPES,
+        help_text="Event types, for events-exhaust and own datasets.",
+    )
+    application = serializers.CharField(
+        required=False,
+        max_length=128,
+        trim_whitespace=False,
+        help_text="An application of the channel, for events, sessions and own datasets.",
+    )
+    rows = ChoiceField(
+        survey.ROWS, required=False, help_text="A row of uci-survey-exhaust; by default session."
+    )
+    answers = ChoiceField(
+        survey.ANSWERS,
+        required=False,
+        help_text="The answers to a question in a row of uci-survey-exhaust; by default last.",
+    )
+    by = ChoiceField(
+        summary.BY,
+        required=False,
+        help_text="The period of the counts of uci-summary-exhaust; by default range, all days.",
+    )
+    columns = serializers.ListField(
+        child=serializers.CharField(max_length=255, trim_whitespace=False),
+        required=False,
+        allow_empty=False,
+        max_length=MAX_COLUMNS,
+        help_text="The headers of the file's columns, in order. By default all of the dataset.",
+    )
+    layout = serializers.CharField(
+        required=False,
+        max_length=64,
+        trim_whitespace=False,
+        help_text="A named list of columns, in place of columns: uci-2022.",
+    )
+    timestamps = ChoiceField(
+        TIMESTAMPS,
+        required=False,
+        help_text="The zone of the times in the file: utc, the default, or local for timezone.",
+    )
+
+    def get_fields(self) -> dict[str, Any]:
+        """Returns the fields, these behind those of the subclass."""
+        fields = super().get_fields()
+        shared = (*schedules.FILTERS, *COLUMN_FIELDS)
+        return {name: fields[name] for name in sorted(fields, key=shared.__contains__)}
+
+
+class DatasetConfig(ContentFields, NamedFieldsSerializer):
     """The days and filters; each dataset names its filters. Further fields are stored and
     returned."""
 
@@ -108,20 +159,7 @@ class DatasetConfig(serializers.Serializer[dict[str, Any]]):
         required=False,
         max_length=255,
         trim_whitespace=False,
-        help_text="The conversation. Required for uci-response-exhaust and uci-private-exhaust.",
-    )
-    types = serializers.ListField(
-        child=serializers.CharField(max_length=255, trim_whitespace=False),
-        required=False,
-        allow_empty=False,
-        max_length=MAX_TYPES,
-        help_text="Event types, for events-exhaust.",
-    )
-    application = serializers.CharField(
-        required=False,
-        max_length=128,
-        trim_whitespace=False,
-        help_text="An application of the channel, for events-exhaust and sessions-exhaust.",
+        help_text="The conversation. Required for datasets whose name begins with uci-.",
     )
     since = serializers.CharField(
         required=False,
@@ -129,8 +167,13 @@ class DatasetConfig(serializers.Serializer[dict[str, Any]]):
         trim_whitespace=False,
         help_text="The requestId of a SUCCESS: only data that arrived after it.",
     )
-    startDate = DayField(trim_whitespace=False, help_text="The first day, included: YYYY-MM-DD.")
+    startDate = DayField(
+        required=False,
+        trim_whitespace=False,
+        help_text="The first day, included: YYYY-MM-DD. The dataset says which one by default.",
+    )
     endDate = DayField(
+        required=False,
         trim_whitespace=False,
         help_text="The last day, included: YYYY-MM-DD, not before startDate.",
     )
@@ -141,34 +184,74 @@ class DatasetConfig(serializers.Serializer[dict[str, Any]]):
         help_text="The time zone of the days: an IANA name.",
     )
 
-    def to_internal_value(self, data: Any) -> Any:
-        """Rejects a secret: these fields are stored and returned."""
-        if isinstance(data, dict) and any(name.lower() == "encryptionkey" for name in data):
+    def check_unknown(self, name: str) -> None:
+        """Rejects a secret too: these fields are stored and returned."""
+        if find_similar(name, ["encryptionKey"]):
             raise serializers.ValidationError(
-                {"encryptionKey": "Belongs into request, beside datasetConfig; move it there."}
+                {name: "Belongs into request, beside datasetConfig, as encryptionKey; move it."}
             )
-        return super().to_internal_value(data)
+        super().check_unknown(name)
 
     def validate_timezone(self, value: str) -> str:
         try:
-            load_zone(value)
+            return find_zone_name(value)
         except ValueError as error:
             raise serializers.ValidationError(str(error)) from None
-        return value
 
-    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        days = (attrs["endDate"] - attrs["startDate"]).days + 1
-        if days < 1:
-            raise serializers.ValidationError({"endDate": "Must not lie before startDate."})
-        if days > settings.EXHAUST_MAX_DAYS:
+
+def complete_days(config: dict[str, Any], dataset: Dataset) -> dict[str, str]:
+    """Sets the days that a checked datasetConfig leaves out, as the dataset has them by default.
+
+    Returns the faults by field: a day that the dataset needs, or a range that it cannot have.
+    """
+    missing = [name for name in ("startDate", "endDate") if name not in config]
+    if missing and not dataset.default_days:
+        return dict.fromkeys(missing, "This field is required.")
+    if dataset.default_days == "yesterday":
+        today = read_clock().astimezone(load_zone(config["timezone"])).date()
+        config.update(dict.fromkeys(missing, today - timedelta(days=1)))
+    if not {"startDate", "endDate"} <= config.keys():
+        return {}
+    days = (config["endDate"] - config["startDate"]).days + 1
+    if days < 1:
+        default = f" It is {config['endDate']} by default." if "endDate" in missing else ""
+        return {"endDate": f"Must not lie before startDate.{default}"}
+    if days > settings.EXHAUST_MAX_DAYS:
+        days_at_once = format_count(settings.EXHAUST_MAX_DAYS, "day")
+        return {"endDate": f"At most {days_at_once} at once; ask in parts."}
+    return {}
+
+
+class MomentField(Text):
+    """A time, with its offset from UTC or on the clock of the request's zone."""
+
+    schema = {"examples": ["2026-04-01T02:00:00+05:30"]}
+
+    def to_internal_value(self, data: Any) -> Any:
+        value = super().to_internal_value(data)
+        try:
+            moment = datetime.fromisoformat(value)
+            moment.astimezone(UTC)
+        except (ValueError, OverflowError):
             raise serializers.ValidationError(
-                {"endDate": f"At most {settings.EXHAUST_MAX_DAYS} days at once; ask in parts."}
-            )
-        return attrs
+                "Write a time as 2026-04-01T02:00:00+05:30, or as 2026-04-01T02:00 in the zone of"
+                " datasetConfig."
+            ) from None
+        return moment
 
 
-class SubmitRequest(serializers.Serializer[dict[str, Any]]):
+def find_config_errors(dataset: Dataset, config: dict[str, Any]) -> dict[str, str]:
+    """Sets the days that a checked datasetConfig leaves out; returns its errors by field."""
+    if config.get("type", dataset.name) != dataset.name:
+        return {"type": "Must be the same as dataset, or left out."}
+    faults = complete_days(config, dataset) | dataset.find_errors(config)
+    return faults | find_column_errors(dataset, config)
+
+
+class SubmitRequest(NamedFieldsSerializer):
     """The `request` of a submission. `requestedChannel` is ignored: the header has the channel."""
+
+    ignored_fields = ("requestedChannel",)
 
     tag = serializers.RegexField(
         IDENTIFIER,
@@ -176,7 +259,7 @@ class SubmitRequest(serializers.Serializer[dict[str, Any]]):
         help_text="Your name for the request: letters, digits, '.', '_' and '-', up to 128; not"
         " '.' and not '..'.",
     )
-    dataset = Text(DATASET, help_text="The dataset.")
+    dataset = Text(DATASET, help_text="A built-in dataset, or an own one of the channel.")
     datasetConfig = DatasetConfig(
         help_text="The days and filters. Further fields are stored and returned."
     )
@@ -191,13 +274,26 @@ class SubmitRequest(serializers.Serializer[dict[str, Any]]):
         [name.lower() for name in Job.Priority.names],
         required=False,
         default="interactive",
-        help_text="nightly runs after all others.",
+        help_text="low runs after all others; nightly waits for the next night.",
+    )
+    notBefore = MomentField(
+        required=False,
+        help_text="Runs then at the earliest: a time with its offset, or in the request's zone.",
+    )
+    forceNew = serializers.BooleanField(
+        required=False, help_text="Makes a new export, even if the same request has one today."
     )
     callbackUrl = Text(
         URL,
         required=False,
         trim_whitespace=False,
         help_text="Receives a signed POST when the export ends: http:// or https://.",
+    )
+    deliverTo = serializers.CharField(
+        max_length=128,
+        required=False,
+        trim_whitespace=False,
+        help_text="The name of a destination for files, which gets these.",
     )
     encryption = ChoiceField(
         ["password", "publickey"],
@@ -214,13 +310,6 @@ class SubmitRequest(serializers.Serializer[dict[str, Any]]):
         help_text="The password of an AES-256 zip of the file; deleted when the job ends.",
     )
 
-    def validate_dataset(self, value: str) -> str:
-        if value not in DATASETS:
-            raise serializers.ValidationError(
-                f"There is no dataset of that name; ask for one of {', '.join(DATASETS)}."
-            )
-        return value
-
     def validate_callbackUrl(self, value: str) -> str:
         try:
             http_client.split_url(value)
@@ -229,13 +318,13 @@ class SubmitRequest(serializers.Serializer[dict[str, Any]]):
         return value
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        kind = attrs["datasetConfig"].get("type")
-        if kind is not None and kind != attrs["dataset"]:
-            raise serializers.ValidationError(
-                {"datasetConfig": {"type": "Must be the same as dataset, or left out."}}
-            )
-        if faults := DATASETS[attrs["dataset"]].find_errors(attrs["datasetConfig"]):
+        # an own dataset is checked once the channel is known
+        if (dataset := DATASETS.get(attrs["dataset"])) and (
+            faults := find_config_errors(dataset, attrs["datasetConfig"])
+        ):
             raise serializers.ValidationError({"datasetConfig": faults})
+        if "notBefore" in attrs:
+            attrs["notBefore"] = _locate(attrs["notBefore"], attrs["datasetConfig"]["timezone"])
         formats = {attrs[name] for name in ("outputFormat", "output_format") if name in attrs}
         if len(formats) > 1:
             raise serializers.ValidationError(
@@ -245,7 +334,17 @@ class SubmitRequest(serializers.Serializer[dict[str, Any]]):
         return attrs
 
 
-class SubmitBody(serializers.Serializer[dict[str, Any]]):
+def _locate(moment: datetime, zone_name: str) -> datetime:
+    """Returns a time in its own offset, or else in a zone. Raises `ValidationError`."""
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=load_zone(zone_name))
+    if moment > read_clock() + MAX_DELAY:
+        raise serializers.ValidationError(
+            {"notBefore": f"At most {MAX_DELAY.days} days from now; send the request later."}
+        )
+    return moment
+
+
+class SubmitBody(EnvelopeSerializer):
     """The body of a submission; the other fields of the envelope are ignored."""
 
     example = {
@@ -264,96 +363,15 @@ class SubmitBody(serializers.Serializer[dict[str, Any]]):
     request = SubmitRequest(help_text="The request.")
 
 
-MAX_WAIT_SECONDS = 30
+def list_config_warnings(config: dict[str, Any]) -> list[str]:
+    """Returns a sentence for each field of a job's datasetConfig that the service does not read."""
+    warnings: list[str] = _shared(DatasetConfig).list_warnings(config, "request.datasetConfig.")
+    return warnings
 
 
-def read_wait(text: str) -> int:
-    """Returns the seconds that a read may wait. Raises `ValidationError` (400)."""
-    if re.fullmatch("[0-9]{1,2}", text) and int(text) <= MAX_WAIT_SECONDS:
-        return int(text)
-    sentence = f"Whole seconds from 0 to {MAX_WAIT_SECONDS}."
-    raise serializers.ValidationError({"wait": sentence})
-
-
-class Paging(serializers.Serializer[dict[str, Any]]):
-    """The query of a list."""
-
-    limit = serializers.IntegerField(
-        min_value=1, max_value=1000, default=100, help_text="The largest number of rows."
-    )
-    cursor = serializers.CharField(
-        required=False,
-        allow_null=True,
-        default=None,
-        help_text="nextCursor of the previous page, unchanged.",
-    )
-
-
-class OneOrMany(serializers.ListField):
-    """One value, or a list of them."""
-
-    def to_internal_value(self, data: Any) -> list[Any]:
-        return list(super().to_internal_value([data] if isinstance(data, str) else data))
-
-
-class SearchFilters(serializers.Serializer[dict[str, Any]]):
-    """Filters of a search, all optional. Days are those of the submission, in UTC."""
-
-    dataset = OneOrMany(
-        child=ChoiceField(list(DATASETS)),
-        required=False,
-        max_length=len(DATASETS),
-        help_text="A dataset or a list.",
-    )
-    status = OneOrMany(
-        child=ChoiceField(Job.Status.values),
-        required=False,
-        max_length=len(Job.Status.values),
-        help_text="A status or a list.",
-    )
-    channel = serializers.CharField(
-        required=False, help_text="A channel of the key; overrides X-Channel-ID."
-    )
-    requestedBy = serializers.CharField(
-        required=False, trim_whitespace=False, help_text="The requester."
-    )
-    tag = serializers.CharField(
-        required=False, trim_whitespace=False, help_text="The whole tag, without the channel."
-    )
-    tagPrefix = serializers.CharField(
-        required=False, trim_whitespace=False, help_text="The start of the tag."
-    )
-    requestedDate = DayField(required=False, help_text="The day of the submission, UTC.")
-    requestedFrom = DayField(required=False, help_text="The first day of submissions, UTC.")
-    requestedTo = DayField(required=False, help_text="The last day of submissions, UTC.")
-
-    def to_internal_value(self, data: Any) -> Any:
-        """Rejects unknown filters: to ignore one would find too much."""
-        unknown = set(data) - set(self.fields) if isinstance(data, dict) else set()
-        if unknown:
-            raise serializers.ValidationError(
-                {min(unknown): f"Unknown filter; there are {', '.join(self.fields)}."}
-            )
-        return super().to_internal_value(data)
-
-    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        if "requestedDate" in attrs and {"requestedFrom", "requestedTo"} & set(attrs):
-            raise serializers.ValidationError(
-                {"requestedDate": "Either this, or requestedFrom and requestedTo."}
-            )
-        return attrs
-
-
-class SearchRequest(Paging):
-    """The `request` of a search."""
-
-    filters = SearchFilters(required=False, default=dict, help_text="The filters; by default none.")
-
-
-class SearchBody(serializers.Serializer[dict[str, Any]]):
-    """The body of a search; the other fields of the envelope are ignored."""
-
-    example = {
-        "request": {"filters": {"status": ["SUCCESS", "FAILED"], "tagPrefix": "april"}, "limit": 50}
-    }
-    request = SearchRequest(help_text="The search.")
+def list_warnings(body: dict[str, Any]) -> list[str]:
+    """Returns the same for a valid body, but for its datasetConfig."""
+    return [
+        *_shared(SubmitBody).list_warnings(body, ""),
+        *_shared(SubmitRequest).list_warnings(body["request"], "request."),
+    ]

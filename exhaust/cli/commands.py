@@ -1,7 +1,9 @@
 """The commands of `exhaust` and their options."""
 
+import csv
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -13,6 +15,7 @@ import typer
 from exhaust.cli import __version__, download, pull, requests, send
 from exhaust.cli.client import CommandFailed, ExitCode, Server, read_environment
 from exhaust.cli.terminal import (
+    format_count,
     is_interactive,
     print_json,
     print_note,
@@ -83,8 +86,18 @@ class RequestOptions:
         str,
         typer.Argument(metavar="DATASET", help="Such as uci-response-exhaust.", show_default=False),
     ]
-    first_day: Annotated[str, typer.Option("--from", metavar="DAY", help="First day, YYYY-MM-DD.")]
-    last_day: Annotated[str, typer.Option("--to", metavar="DAY", help="Last day, included.")]
+    first_day: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="DAY",
+            help="First day, YYYY-MM-DD. Responses are of yesterday by default, participants of all"
+            " days.",
+        ),
+    ] = None
+    last_day: Annotated[
+        str | None, typer.Option("--to", metavar="DAY", help="Last day, included.")
+    ] = None
     timezone: Annotated[
         str | None, typer.Option(metavar="NAME", help="Time zone of --from and --to. [UTC]")
     ] = None
@@ -109,9 +122,32 @@ class RequestOptions:
     since: Annotated[
         str | None, typer.Option(metavar="REQUESTID", help="Only new data since that request.")
     ] = None
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="HEADERS", help='Columns in order: "Device ID, Timestamp". [all]'),
+    ] = None
+    layout: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A named list of columns: uci-2022.")
+    ] = None
+    timestamps: Annotated[
+        str | None, typer.Option(metavar="ZONE", help="Times in utc, or local of --timezone. [utc]")
+    ] = None
+    rows: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a survey, a row for each: session, participant."),
+    ] = None
+    answers: Annotated[
+        str | None, typer.Option(metavar="NAME", help="In a survey's row: last, first, all.")
+    ] = None
+    by: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Period of a summary's counts: range, day.")
+    ] = None
 
-    def build_request(self, **more: str | None) -> dict[str, Any]:
-        """Returns the API's request, without the fields that are not given."""
+    def build_request(self, **more: str | bool | None) -> dict[str, Any]:
+        """Returns the API's request, without the fields that are not given. Raises `CommandFailed`
+        for one day alone."""
+        if (self.first_day is None) != (self.last_day is None):
+            raise CommandFailed(ExitCode.USAGE, "Give both --from and --to, or neither.")
         config = {
             "conversationId": self.conversation,
             "startDate": self.first_day,
@@ -120,6 +156,12 @@ class RequestOptions:
             "application": self.application,
             "types": self.types or None,
             "since": self.since,
+            "columns": self.columns and next(csv.reader([self.columns], skipinitialspace=True)),
+            "layout": self.layout,
+            "timestamps": self.timestamps,
+            "rows": self.rows,
+            "answers": self.answers,
+            "by": self.by,
         }
         request = {
             "tag": self.tag,
@@ -137,6 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # to call `app` itself would replace `sys.excepthook`
         typer.main.get_command(app)(arguments, prog_name="exhaust")
     except SystemExit as ended:
+        if isinstance(ended.code, str):  # the sentence of a setting
+            raise
         return int(ended.code or 0)
     return ExitCode.OK
 
@@ -247,27 +291,49 @@ def _run_submit(
     requested_by: Annotated[
         str | None, typer.Option(metavar="NAME", help="Default: the key's name.")
     ] = None,
-    nightly: Annotated[bool, typer.Option("--nightly", help="Run it with low priority.")] = False,
+    priority: Annotated[
+        Literal["interactive", "low", "nightly"] | None,
+        typer.Option(help="low runs after all others, nightly at night."),
+    ] = None,
+    nightly: Annotated[bool, typer.Option("--nightly", help="--priority nightly.")] = False,
+    not_before: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="2026-04-01T02:00+05:30, or on the clock of --timezone."),
+    ] = None,
+    force_new: Annotated[
+        bool, typer.Option("--force-new", help="Make a new file even if the same request has one.")
+    ] = False,
     callback: Annotated[
         str | None, typer.Option(metavar="URL", help="Receives a POST when the request ends.")
+    ] = None,
+    deliver_to: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The destination that gets the files.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the request ends.")] = False,
     options: ServerOptions,
     json: AsJson = False,
 ) -> ExitCode:
     """Request a dataset; prints the request id."""
+    if nightly and priority not in (None, "nightly"):
+        message = f"Give --nightly or --priority {priority}; a request has one priority."
+        raise CommandFailed(ExitCode.USAGE, message)
     body = request.build_request(
         requestedBy=requested_by,
         callbackUrl=callback,
-        priority="nightly" if nightly else None,
+        deliverTo=deliver_to,
+        priority="nightly" if nightly else priority,
+        notBefore=not_before,
+        forceNew=force_new or None,
     )
     with options.connect() as server:
-        job = requests.submit(server, body)
+        job = submitted = requests.submit(server, body)
         if wait:
             job = requests.watch(server, request.tag, job["requestId"])
     if json:
         print_json(job)
         return requests.exit_code_of(job)
+    for note in requests.list_notes(submitted):
+        print_note(f"  {note}")
     request_id = printable(job["requestId"])
     print_result(request_id)  # alone, so that ID=$(exhaust submit …) holds it
     if wait:
@@ -292,6 +358,8 @@ def _run_preview(
     if json:
         print_json(preview)
         return ExitCode.OK
+    for note in requests.list_notes(preview):
+        print_note(f"  {note}")
     print_result(requests.format_estimate(preview))
     columns, rows = requests.column_cells(preview), requests.sample_cells(preview)
     if is_interactive():
@@ -331,7 +399,7 @@ def _run_list(
     options: ServerOptions,
     json: AsJson = False,
 ) -> ExitCode:
-    """List the requests of a tag, newest first."""
+    """List the requests of a tag or a conversation, newest first."""
     with options.connect() as server:
         jobs = requests.list_jobs(server, tag, limit)
     if json:
@@ -411,10 +479,24 @@ def _parse_time(text: str) -> str:
         ) from None
 
 
+def _check_resource(text: str) -> str:
+    if not re.fullmatch(r"events|sessions|users|datasets/[\w.-]+", text, re.ASCII):
+        raise typer.BadParameter("Write events, sessions, users, or datasets/ and a name.")
+    return text
+
+
 @_command
 def _run_pull(
     *,
-    resource: Annotated[Literal["events", "sessions", "users"], typer.Argument(show_default=False)],
+    resource: Annotated[
+        str,
+        typer.Argument(
+            metavar="RESOURCE",
+            callback=_check_resource,
+            help="events, sessions, users, or datasets/NAME of an own dataset.",
+            show_default=False,
+        ),
+    ],
     cursor_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Continue from it, and move it.")
     ] = None,
@@ -427,20 +509,25 @@ def _run_pull(
         str | None, typer.Option(metavar="TIME", parser=_parse_time, help="Not included.")
     ] = None,
     event_types: EventTypes = None,
+    application: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only this application.")
+    ] = None,
     page_size: Annotated[int, typer.Option(min=1, max=1000, metavar="N")] = 1000,
     options: ServerOptions,
 ) -> ExitCode:
-    """Write events, sessions or users to standard output, one a line.
+    """Write events, sessions, users, or rows of an own dataset to standard output, one a line.
 
     The cursor file moves after each page: when it is on disk where standard output is a file, when
     it is read where standard output is a pipe. A run that is killed before repeats that page.
     """
     filters = [("pageSize", str(page_size)), *_event_filters(event_types)]
-    filters += [(name, value) for name, value in (("start", start), ("end", end)) if value]
+    others = {"start": start, "end": end, "application": application}
+    filters += [(name, value) for name, value in others.items() if value]
     with options.connect() as server:
         count = pull.pull(server, resource, filters, cursor_file, follow)
     if not options.quiet:
-        print_note(f"  {count:,} {resource}")
+        noun = "row" if resource.startswith("datasets/") else resource.removesuffix("s")
+        print_note(f"  {format_count(count, noun)}")
     return ExitCode.OK
 
 

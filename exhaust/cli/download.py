@@ -30,7 +30,7 @@ from exhaust.cli.client import (
     retry_after_seconds,
 )
 from exhaust.cli.names import make_safe_name
-from exhaust.cli.terminal import open_progress, print_note
+from exhaust.cli.terminal import format_count, open_progress, print_note
 
 _EXPIRED_STATUSES = {403, 410}  # of a bucket's link and of the server's own
 
@@ -128,7 +128,8 @@ def _download_file(
     with draft.open("rb") as written:
         os.fsync(written.fileno())
     draft.replace(path)
-    _note(server, f"  {path}: {file['rows']:,} rows, {size:,} bytes, SHA-256 {sha256[:16]}… right")
+    counts = f"{format_count(file['rows'], 'row')}, {format_count(size, 'byte')}"
+    _note(server, f"  {path}: {counts}, SHA-256 {sha256[:16]}… right")
 
 
 def _note(server: Server, line: str) -> None:

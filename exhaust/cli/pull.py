@@ -63,7 +63,9 @@ def fetch_pages(
                 ExitCode.UNAVAILABLE, "The answer is not a page of the feed. Is EXHAUST_URL right?"
             ) from None
         cursor = body.nextCursor
-        is_last = response.headers.get("X-Feed-End") == "true" or not body.items
+        # a page of a rare type may be empty and not the last one
+        feed_end = response.headers.get("X-Feed-End")
+        is_last = feed_end == "true" if feed_end else not body.items
         # a line break in JSON is a blank between two words, never part of a text
         yield Page([bytes(raw).replace(b"\n", b" ") for raw in body.items], cursor, is_last)
         if is_last:

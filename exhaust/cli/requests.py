@@ -11,7 +11,7 @@ from urllib.parse import quote
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from exhaust.cli.client import CommandFailed, ExitCode, Server, read_json
-from exhaust.cli.terminal import open_progress, print_note, printable
+from exhaust.cli.terminal import format_count, open_progress, print_note, printable
 
 FINAL_STATUSES = {"SUCCESS", "FAILED", "CANCELLED"}
 JOB_HEADERS = ("Request ID", "Status", "Dataset", "Submitted", "Rows", "Bytes", "Message")
@@ -22,8 +22,20 @@ Job = dict[str, Any]
 
 def submit(server: Server, request: dict[str, Any]) -> Job:
     """Returns the submitted job. Raises `CommandFailed`, as all calls below."""
-    job: Job = _post(server, "submit", request)
+    # a second call would make a second new job
+    job: Job = _post(server, "submit", request, is_repeatable=not request.get("forceNew"))
     return job
+
+
+def list_notes(job: Job) -> list[str]:
+    """Returns sentences about a submitted job: fields that were not read, a file of before."""
+    notes = [f"Warning: {printable(warning)}" for warning in job.get("warnings", ())]
+    if job.get("existing"):
+        as_of, rows = job.get("asOf"), job.get("newRows")
+        until = f", with the events until {_format_time(as_of)}" if as_of else ""
+        since = f"; {format_count(rows, 'row')} arrived since" if rows is not None else ""
+        notes.append(f"The same request exists already{until}{since}. --force-new makes a new one.")
+    return notes
 
 
 def preview(server: Server, request: dict[str, Any]) -> dict[str, Any]:
@@ -32,10 +44,14 @@ def preview(server: Server, request: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _post(server: Server, operation: str, request: dict[str, Any]) -> Any:
+def _post(
+    server: Server, operation: str, request: dict[str, Any], is_repeatable: bool = True
+) -> Any:
     body = json.dumps({"request": request}).encode()
     headers = server.key_headers() | {"Content-Type": "application/json"}
-    response = server.call("POST", f"{_PATH}/{operation}", body=body, headers=headers)
+    response = server.call(
+        "POST", f"{_PATH}/{operation}", body=body, headers=headers, is_repeatable=is_repeatable
+    )
     return read_json(response)["result"]
 
 
@@ -145,7 +161,7 @@ class JobProgress:
 
 def _describe_progress(job: Job) -> str:
     progress = job["progress"]
-    parts = [f"{progress['rows']:,} rows"]
+    parts = [format_count(progress["rows"], "row")]
     if job["status"] not in FINAL_STATUSES:
         parts.append(printable(progress["phase"]))
         if progress["queuePosition"]:
@@ -176,8 +192,9 @@ def require_success(job: Job, tag: str) -> None:
 def format_job(job: Job) -> str:
     """Returns a job as one line of text."""
     request_id, status, dataset, submitted, rows, size, message = job_cells(job)
-    cells = [request_id, f"{status:<10}", dataset, submitted, f"{rows} rows"]
-    cells += [f"{size} bytes"] if size else []
+    cells = [request_id, f"{status:<10}", dataset, submitted]
+    cells += [f"{rows} row{'' if rows == '1' else 's'}"]
+    cells += [f"{size} byte{'' if size == '1' else 's'}"] if size else []
     cells += [message] if message else []
     return "  ".join(cells)
 
@@ -193,17 +210,27 @@ def job_cells(job: Job) -> tuple[str, ...]:
         _format_time(job["jobStats"]["dtJobSubmitted"]),
         f"{rows:,}",
         f"{sum(file['bytes'] for file in files):,}" if files else "",
-        printable(job["statusMessage"] or ""),
+        " ".join(filter(None, (printable(job["statusMessage"] or ""), _describe_delivery(job)))),
     )
+
+
+def _describe_delivery(job: Job) -> str:
+    """Returns where the files go and whether they are there; "" for nowhere."""
+    if (delivery := job.get("delivery")) is None:
+        return ""
+    outcome = f"{delivery['destination']}: {delivery['status']} {delivery['path']}".strip()
+    return printable(f"{outcome} {delivery['error']}".strip())
 
 
 def format_estimate(preview: dict[str, Any]) -> str:
     """Returns a preview's size in a line, with the server's message below it if there is one."""
     estimate = preview["estimate"]
-    rows = "unknown" if estimate["rows"] is None else f"{estimate['rows']:,}"
-    size = "unknown" if estimate["bytes"] is None else f"{estimate['bytes']:,}"
+    rows, size = (
+        f"unknown {noun}s" if count is None else format_count(count, noun)
+        for noun, count in (("row", estimate["rows"]), ("byte", estimate["bytes"]))
+    )
     about = "" if estimate["counted"] else "about "
-    line = f"{about}{rows} rows, about {size} bytes as CSV"
+    line = f"{about}{rows}, about {size} as CSV"
     return f"{line}\n{printable(preview['message'])}" if preview["message"] else line
 
 

@@ -17,7 +17,7 @@ import msgspec
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from exhaust.cli.client import CommandFailed, ExitCode, Server, read_environment, read_json
-from exhaust.cli.terminal import open_progress, print_note, printable
+from exhaust.cli.terminal import format_count, open_progress, print_note, printable
 
 SourceName = Literal["telemetry", "clickstream", "skalin", "desk", "participants"]
 
@@ -178,8 +178,8 @@ def send(server: Server, file_name: str, source_name: SourceName, application: s
                 _post(server, source, path, headers, batch, positions, counts)
             except (CommandFailed, KeyboardInterrupt):
                 print_note(
-                    f"  {counts.sent} events were sent. Send the file again: no event is stored"
-                    " twice."
+                    f"  Sent: {format_count(counts.sent, 'event')}. Send the file again: no event"
+                    " is stored twice."
                 )
                 raise
             progress.update(

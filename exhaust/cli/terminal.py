@@ -26,6 +26,11 @@ def print_json(value: Any) -> None:
     print_result(json.dumps(value, ensure_ascii=False))
 
 
+def format_count(count: int, noun: str) -> str:
+    """Returns `1 row`, or `2 rows`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def print_note(line: str) -> None:
     """Prints a line for people to standard error."""
     sys.stderr.write(f"{line}\n")

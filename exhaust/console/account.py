@@ -1,4 +1,6 @@
-"""A user's own account: password, second factors and sessions; and allauth's addresses."""
+"""A user's own account: language, zone, sign-in and sessions; and allauth's addresses."""
+
+from typing import Any, cast
 
 from allauth.account import views
 from allauth.socialaccount.views import login_cancelled
@@ -9,28 +11,102 @@ from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import include, path, re_path, reverse
+from django.utils import translation
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
-from exhaust.console.permissions import render_page
+from exhaust.console.permissions import clean_params, render_not_found, render_page
+from exhaust.datasets.zones import find_zone_name, list_zone_names
+from exhaust.delivery import notices
+from exhaust.models import NoticeChoice
 from ingest import audit
-from ingest.auth import roles, sessions
+from ingest.auth import preferences, roles, sessions
 from ingest.db.clock import read_clock
-from ingest.models import BrowserSession
+from ingest.http import pages
+from ingest.models import BrowserSession, UserSettings
+
+MAX_CHANNELS = 200  # on the page
 
 
 @never_cache
 @login_required
 def show_account(request: HttpRequest) -> HttpResponse:
-    """Shows how the user signs in, and where they are signed in."""
+    """Shows the user's settings, how they sign in, and where they are signed in."""
+    return _render_account(request, preferences.fetch_settings(request.user), {})
+
+
+def _render_account(
+    request: HttpRequest, chosen: UserSettings, errors: dict[str, str], status: int = 200
+) -> HttpResponse:
     rows = BrowserSession.objects.filter(user=request.user.pk, expire_date__gt=read_clock())
-    context = {
+    context: dict[str, Any] = {
+        "params": {"zone": chosen.zone, "language": chosen.language},
+        "errors": errors,
+        "zones": [("", _("The browser's")), *((name, name) for name in list_zone_names())],
+        "languages": [("", _("The browser's")), *settings.LANGUAGES],
+        "channels": list(roles.permitted_channels(request.user))[:MAX_CHANNELS],
         "second_factors": roles.find_second_factors(request.user),
         "closed_channels": roles.list_closed_channels(request.user),
         "sessions": rows.order_by("-used_at"),
         "current_session": sessions.hash_key(request.session.session_key),
     }
-    return render_page(request, None, "account.html", context)
+    return render_page(request, None, "account.html", context, status)
+
+
+@require_POST
+@login_required
+def save_settings(request: HttpRequest) -> HttpResponse:
+    """Stores the user's own time zone and language."""
+    params = clean_params(request.POST)
+    chosen = UserSettings(zone=params.get("zone", "")[:64], language=params.get("language", "")[:8])
+    errors = {}
+    if chosen.zone:
+        try:
+            chosen.zone = find_zone_name(chosen.zone)
+        except ValueError as error:
+            errors["zone"] = str(error)
+    if chosen.language and chosen.language not in dict(settings.LANGUAGES):
+        errors["language"] = _("Choose one of the languages.")
+    if errors:
+        return _render_account(request, chosen, errors, 400)
+    UserSettings.objects.update_or_create(
+        user_id=cast(int, request.user.pk),
+        defaults={"zone": chosen.zone, "language": chosen.language},
+    )
+    with translation.override(chosen.language or pages.choose_language(request)):
+        messages.success(request, _("Your settings are saved."))
+    return redirect("account")
+
+
+@never_cache
+@login_required
+def choose_notices(request: HttpRequest, channel: str) -> HttpResponse:
+    """Shows and stores of which occurrences in a channel the user is told by e-mail."""
+    channel_id, permissions = roles.fetch_permissions(request.user, channel.replace("\0", ""))
+    if not permissions:
+        return render_not_found(request)
+    kinds = {
+        kind: label
+        for kind, label in notices.KIND_LABELS.items()
+        if kind not in notices.ADMINISTRATOR_KINDS or "administer" in permissions
+    }
+    row = NoticeChoice.objects.filter(user=request.user.pk, channel=channel_id).first()
+    if request.method == "POST":
+        chosen = {kind: kind in request.POST.getlist("kind") for kind in kinds}
+        NoticeChoice.objects.update_or_create(
+            user_id=cast(int, request.user.pk), channel_id=channel_id, defaults=chosen
+        )
+        messages.success(request, _("Your choice is saved."))
+        return redirect("account")
+    choice = row or NoticeChoice()
+    context = {
+        "channel": channel,
+        "kinds": [(kind, label, getattr(choice, kind)) for kind, label in kinds.items()],
+        "sends_mail": settings.EXHAUST_SENDS_MAIL,
+    }
+    return render_page(request, None, "notices.html", context)
 
 
 @require_POST
@@ -44,7 +120,8 @@ def end_sessions(request: HttpRequest) -> HttpResponse:
     count, _ = rows.delete()
     if count:
         audit.record("session.ended", sessions=count)
-    messages.success(request, f"{count} session{'' if count == 1 else 's'} ended.")
+    sentence = ngettext("%(count)d session ended.", "%(count)d sessions ended.", count)
+    messages.success(request, sentence % {"count": count})
     return redirect("account")
 
 
@@ -59,7 +136,7 @@ def sign_in_to_admin(request: HttpRequest) -> HttpResponse:
     """Redirects to the one sign-in page, or to the console a user whom the admin does not admit."""
     if request.user.is_authenticated:
         if not request.user.is_staff:
-            messages.warning(request, "Your account does not open the administration.")
+            messages.warning(request, _("Your account does not open the administration."))
         return redirect("admin:index" if request.user.is_staff else "console:home")
     return redirect_to_login(request.GET.get("next") or reverse("admin:index"))
 
@@ -74,6 +151,8 @@ def reset_password(request: HttpRequest) -> HttpResponse:
 
 urlpatterns = [
     path("", show_account, name="account"),
+    path("settings", save_settings, name="account-settings"),
+    path("notices/<str:channel>", choose_notices, name="account-notices"),
     path("sessions", end_sessions, name="end-sessions"),
     path("confirm", confirm_by_sign_in, name="account_confirm"),
     path("logout", views.logout, name="account_logout"),

@@ -1,52 +1,39 @@
-"""Charts of a channel and their tables: grouped with pandas, drawn by `svg`."""
+"""What charts are made of: a period, a drawing, a table, and the same as CSV."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
-from django.db.models import Count, Sum
-from django.db.models.functions import TruncDate
-from django.http import Http404, HttpRequest, HttpResponse
-from django.shortcuts import redirect
-from django.urls import reverse
+from django.http import Http404, HttpResponse
+from django.utils.dateformat import format as format_date
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from exhaust.console import svg
-from exhaust.console.new_export import PRESETS
-from exhaust.console.permissions import (
-    VIEW_PERMISSIONS,
-    ChannelContext,
-    clean_params,
-    render_page,
-    requires,
-)
-from exhaust.console.templatetags.console import duration, status, thousands
-from exhaust.delivery import destinations
+from exhaust.console.templatetags.console import duration, thousands
+from exhaust.datasets.cells import escape_formula
+from exhaust.files.formats.lines import format_csv_line
 from exhaust.jobs import schedules
 from exhaust.jobs.preview import limit_query_seconds
-from exhaust.models import Destination, Job
-from ingest.auth import roles
 from ingest.db.clock import read_clock
-from ingest.derive import deriver
-from ingest.models import RejectedEvent, StoredEvent
 
 TIMEOUT_SECONDS = 3.0  # per chart
 MAX_DAYS = 366
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A drawing and its table. Without a drawing the caption says why."""
-
-    name: str
-    title: str
-    caption: str
-    drawing: SafeString | str = ""
-    header: list[str] = field(default_factory=list)
-    rows: list[list[str]] = field(default_factory=list)
-    legend: list[str] = field(default_factory=list)
+MAX_TABLE_ROWS = 100  # of a table within the page
+PRESETS = {  # windows of `schedules.window_dates`
+    "today": gettext_lazy("Today"),
+    "yesterday": gettext_lazy("Yesterday"),
+    "last 7 days": gettext_lazy("Last 7 days"),
+    "last 30 days": gettext_lazy("Last 30 days"),
+    "this month": gettext_lazy("This month"),
+    "last month": gettext_lazy("Last month"),
+}
+# an int is a count, a float a share, a timedelta a duration
+Value = str | int | float | date | timedelta | None
+DayCounts = Sequence[tuple[date, str, int]]  # day, series, count
 
 
 @dataclass(frozen=True)
@@ -70,9 +57,67 @@ class DayRange:
             self.first + timedelta(days=each) for each in range((self.last - self.first).days + 1)
         ]
 
+    @property
+    def before(self) -> "DayRange":
+        """As many days, just before these."""
+        day = timedelta(days=1)
+        return DayRange(self.first - (self.last - self.first) - day, self.first - day)
 
-def parse_days(params: dict[str, str]) -> tuple[DayRange, str]:
-    """Returns the days of the parameters, by default the last 30, and an error or ''."""
+
+@dataclass(frozen=True)
+class Period:
+    """The days of a page of charts, and how it counts them."""
+
+    days: DayRange
+    day_of: str = "arrival"  # or "event"
+    is_compared: bool = False  # with the days before
+
+    @property
+    def query(self) -> str:
+        """The parameters of an address with the same charts."""
+        params: dict[str, Any] = {"startDate": self.days.first, "endDate": self.days.last}
+        if self.day_of == "event":
+            params |= {"dayOf": "event"}
+        return urlencode(params | ({"compare": "1"} if self.is_compared else {}))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing and its table. Without a drawing the caption says why."""
+
+    caption: str
+    drawing: SafeString | str = ""
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[Value]] = ()
+    legend: Sequence[str] = ()
+    plot: dict[str, Any] | None = None  # the values by day, for charts.js
+    links: Sequence[tuple[str, str]] = ()  # label and address
+    figures: Sequence[tuple[str, str]] = ()  # label and value, of the whole period
+    name: str = ""
+    title: str = ""
+
+    @property
+    def has_long_table(self) -> bool:
+        """Whether the table has a page of its own: it may be longer than all the rest."""
+        return len(self.rows) > MAX_TABLE_ROWS
+
+    @property
+    def table(self) -> list[list[str]]:
+        return [[format_value(value) for value in row] for row in self.rows]
+
+    @property
+    def data_id(self) -> str:
+        return f"{self.name}-data"
+
+
+def parse_period(params: Mapping[str, str]) -> tuple[Period, str]:
+    """Returns the period of the parameters, by default the last 30 days, and an error or ''."""
+    days, error = _parse_days(params)
+    day_of = "event" if params.get("dayOf") == "event" else "arrival"
+    return Period(days, day_of, is_compared=bool(params.get("compare"))), error
+
+
+def _parse_days(params: Mapping[str, str]) -> tuple[DayRange, str]:
     today = read_clock().date()
     default = DayRange(today - timedelta(days=29), today)
     try:
@@ -83,272 +128,157 @@ def parse_days(params: dict[str, str]) -> tuple[DayRange, str]:
         )
         last = date.fromisoformat(params["endDate"]) if params.get("endDate") else default.last
     except ValueError:
-        return default, "Enter days as YYYY-MM-DD. You see the last 30 days."
+        return default, _("Enter days as YYYY-MM-DD. You see the last 30 days.")
     if not (first <= last and (last - first).days < MAX_DAYS and 1970 <= first.year <= 9000):
-        return (
-            default,
-            f"Choose a period of at most {MAX_DAYS} days. You see the last 30 days.",
-        )
+        error = _("Choose a period of at most %(days)s days. You see the last 30 days.")
+        return default, error % {"days": MAX_DAYS}
     return DayRange(first, last), ""
 
 
-@requires(*VIEW_PERMISSIONS)
-def show_charts(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
-    params = clean_params(request.GET)
-    channels = roles.permitted_channels(request.user)
-    channel = params.get("channel", ctx.channel)
-    if channel not in channels:
-        raise Http404
-    if channel != ctx.channel:
-        params.pop("channel")
-        return redirect(f"{reverse('console:charts', args=[channel])}?{urlencode(params)}")
-    days, error = parse_days(params)
-    builders: list[Callable[[ChannelContext, DayRange], Chart]] = [
-        events_by_source,
-        answers_by_conversation,
-        jobs_by_outcome,
-        time_to_export,
-        rejections_by_reason,
-        processing_delay,
-    ]
-    return render_page(
-        request,
-        ctx,
-        "charts.html",
-        {
-            "charts": [_draw_chart(builder, ctx, days) for builder in builders],
-            "period": days,
-            "error": error,
-            "presets": PRESETS,
-            "channels": list(channels)[:100],
-        },
-    )
-
-
-def _draw_chart(
-    builder: Callable[[ChannelContext, DayRange], Chart], ctx: ChannelContext, days: DayRange
-) -> Chart:
+def build_chart(name: str, title: str, build: Callable[..., Chart], *arguments: Any) -> Chart:
+    """Returns the chart, or one that says that counting took too long."""
     try:
         with limit_query_seconds(TIMEOUT_SECONDS):
-            return builder(ctx, days)
+            chart = build(*arguments)
     except TimeoutError:
-        return Chart(
-            builder.__name__,
-            _TITLES[builder.__name__],
-            "Counting took too long. Choose fewer days.",
-        )
+        chart = Chart(_("Counting took too long. Choose fewer days."))
+    return replace(chart, name=name, title=title)
 
 
-_TITLES = {
-    "events_by_source": "Events received by day and source",
-    "answers_by_conversation": "Responses by conversation",
-    "jobs_by_outcome": "Exports by day and outcome",
-    "time_to_export": "Time to export",
-    "rejections_by_reason": "Rejected events by reason",
-    "processing_delay": "Processing delay",
-}
+def respond_with_csv(charts: Sequence[Chart], name: str, days: DayRange) -> HttpResponse:
+    """Returns the table of the chart of that name as CSV: days as dates, times in seconds."""
+    chart = next((each for each in charts if each.name == name), None)
+    if chart is None:
+        raise Http404
+    is_time = [
+        any(isinstance(row[n], timedelta) for row in chart.rows) for n in range(len(chart.header))
+    ]
+    header = [
+        _("%(column)s (seconds)") % {"column": column} if seconds else column
+        for column, seconds in zip(chart.header, is_time, strict=True)
+    ]
+    lines = [[escape_formula(str(column)) for column in header]]
+    lines += [[_format_csv_cell(value) for value in row] for row in chart.rows]
+    content = b"".join(format_csv_line(line) for line in lines if line)
+    response = HttpResponse(content, "text/csv; charset=utf-8")
+    file_name = f"{name}-{days.first}-{days.last}.csv"
+    response["Content-Disposition"] = f'attachment; filename="{file_name}"'
+    return response
 
 
-def _daily_chart(
-    name: str, days: DayRange, rows: list[tuple[date, str, int]], empty_caption: str
+def _format_csv_cell(value: Value) -> str:
+    match value:
+        case None:
+            return ""
+        case timedelta():
+            return f"{value.total_seconds():.3f}"
+        case float():
+            return f"{value:.4f}"
+        case str():
+            return escape_formula(value)
+    return str(value)
+
+
+def format_value(value: Value) -> str:
+    """Formats a value of a table for people."""
+    match value:
+        case None:
+            return "–"  # noqa: RUF001
+        case timedelta():
+            return duration(value)
+        case float():
+            return f"{value:.0%}"
+        case date():
+            return format_day(value)
+        case int():
+            return thousands(value)
+    return value
+
+
+def format_day(day: date) -> str:
+    return format_date(day, "j M Y")
+
+
+def daily_chart(
+    days: DayRange, counts: DayCounts, counts_before: DayCounts | None, empty_caption: str
 ) -> Chart:
-    """Returns a chart of stacked columns from rows of (day, series, count)."""
-    import pandas as pd
-
-    if not rows:
-        return Chart(name, _TITLES[name], empty_caption)
-    table = pd.DataFrame(rows, columns=["day", "series", "count"])
-    table = table.pivot_table(index="day", columns="series", values="count", aggfunc="sum")
-    table = table.reindex(days.days).fillna(0).astype(int)
-    order = table.sum().sort_values(ascending=False).index
-    table = table[list(order)]
-    total, peak_day = int(table.to_numpy().sum()), table.sum(axis=1).idxmax()
-    caption = (
-        f"{thousands(total)} in {len(table)} days. The peak was {peak_day:%-d %b %Y},"
-        f" with {thousands(int(table.sum(axis=1).max()))}."
-    )
-    drawing = svg.draw_columns(
-        name,
-        _TITLES[name],
-        caption,
-        [f"{each:%-d %b}" for each in table.index],
-        [[float(value) for value in table[column]] for column in table.columns],
-    )
+    """Returns a chart of stacked columns, and a line of the totals of the days before."""
+    before = _total_days(days.before, counts_before)
+    if not counts:
+        return Chart(empty_caption)
+    series = {name: [0] * len(days.days) for _day, name, _count in counts}
+    for day, name, count in counts:
+        series[name][(day - days.first).days] += count
+    names = sorted(sorted(series), key=lambda name: -sum(series[name]))
+    series = {name: series[name] for name in names}
+    totals = [sum(values) for values in zip(*series.values(), strict=True)]
+    peak = max(totals)
+    caption = _("%(total)s in %(days)s days. The peak was %(day)s, with %(peak)s.") % {
+        "total": thousands(sum(totals)),
+        "days": len(totals),
+        "day": format_day(days.days[totals.index(peak)]),
+        "peak": thousands(peak),
+    }
+    header: list[str] = [_("Day"), *names]
+    rows: list[tuple[Value, ...]] = list(zip(days.days, *series.values(), strict=True))
+    if before is not None:
+        caption += " " + compare_totals(sum(totals), sum(before))
+        header.append(_("Period before"))
+        rows = [(*row, count) for row, count in zip(rows, before, strict=True)]
+    labels = [format_date(day, "j M") for day in days.days]
     return Chart(
-        name,
-        _TITLES[name],
         caption,
-        drawing,
-        ["Day", *table.columns],
-        [
-            [f"{each:%-d %b %Y}", *(thousands(int(value)) for value in values)]
-            for each, values in zip(table.index, table.to_numpy(), strict=True)
-        ],
-        list(table.columns),
-    )
-
-
-def events_by_source(ctx: ChannelContext, days: DayRange) -> Chart:
-    rows = (
-        StoredEvent.objects.filter(
-            channel=ctx.channel_id, received_at__gte=days.start, received_at__lt=days.end
-        )
-        .annotate(day=TruncDate("received_at"))
-        .values_list("day", "source")
-        .annotate(count=Count("pk"))
-        .order_by()
-    )
-    empty_caption = "No events received in this period. The README says how to send events."
-    return _daily_chart("events_by_source", days, list(rows), empty_caption)
-
-
-def answers_by_conversation(ctx: ChannelContext, days: DayRange) -> Chart:
-    rows = list(
-        StoredEvent.objects.filter(
-            channel=ctx.channel_id,
-            is_answer=True,
-            conversation__isnull=False,
-            superseded_xid__isnull=True,
-            occurred_at__gte=days.start,
-            occurred_at__lt=days.end,
-        )
-        .values_list("conversation__identifier", "conversation__name")
-        .annotate(count=Count("pk"))
-        .order_by("-count")[:12]
-    )
-    if not rows:
-        return Chart(
-            "answers_by_conversation",
-            _TITLES["answers_by_conversation"],
-            "No responses in this period.",
-        )
-    values = [(name or identifier, count) for identifier, name, count in rows]
-    return _bar_chart(
-        "answers_by_conversation",
-        "The twelve conversations with the most responses.",
-        "Conversation",
-        values,
-    )
-
-
-def _bar_chart(name: str, caption: str, label_header: str, rows: list[tuple[str, int]]) -> Chart:
-    drawing = svg.draw_bars(
-        name, _TITLES[name], caption, [(label, value, thousands(value)) for label, value in rows]
-    )
-    header = [label_header, "Count"]
-    return Chart(
-        name,
-        _TITLES[name],
-        caption,
-        drawing,
+        svg.draw_columns(labels, [*series.values()], before),
         header,
-        [[label, thousands(value)] for label, value in rows],
+        rows,
+        names,
+        make_plot("columns", days, series, before),
     )
 
 
-def _visible_jobs(ctx: ChannelContext, days: DayRange) -> Any:
-    return Job.objects.filter(
-        channel=ctx.channel_id,
-        dataset__in=ctx.datasets,
-        submitted_at__gte=days.start,
-        submitted_at__lt=days.end,
-    )
+def _total_days(days: DayRange, counts: DayCounts | None) -> list[int] | None:
+    """Returns the total of each day; None where the days are not compared."""
+    if counts is None:
+        return None
+    totals = dict.fromkeys(days.days, 0)
+    for day, _series, count in counts:
+        totals[day] += count
+    return list(totals.values())
 
 
-def jobs_by_outcome(ctx: ChannelContext, days: DayRange) -> Chart:
-    rows = (
-        _visible_jobs(ctx, days)
-        .annotate(day=TruncDate("submitted_at"))
-        .values_list("day", "status")
-        .annotate(count=Count("pk"))
-        .order_by()
-    )
-    day_counts = [(day, status(name), count) for day, name, count in rows]
-    return _daily_chart("jobs_by_outcome", days, day_counts, "No exports in this period.")
+def make_plot(
+    kind: str, days: DayRange, series: Mapping[str, Sequence[float | None]], before: Any = None
+) -> dict[str, Any]:
+    """Returns what charts.js draws: `columns` of counts, or `lines` of seconds."""
+    return {
+        "kind": kind,
+        "days": [day.isoformat() for day in days.days],
+        "series": [{"name": name, "values": values} for name, values in series.items()],
+        "before": before,
+    }
 
 
-def time_to_export(ctx: ChannelContext, days: DayRange) -> Chart:
-    import pandas as pd
-
-    rows = list(
-        _visible_jobs(ctx, days)
-        .filter(status=Job.Status.SUCCESS, completed_at__isnull=False)
-        .order_by("-pk")
-        .values_list("submitted_at", "completed_at")[:100_000]
-    )
-    if not rows:
-        return Chart(
-            "time_to_export", _TITLES["time_to_export"], "No export finished in this period."
-        )
-    table = pd.DataFrame(rows, columns=["submitted", "completed"])
-    durations = (table["completed"] - table["submitted"]).dt.total_seconds().clip(lower=0)
-    shares = {"Median": 0.5, "90th percentile": 0.9, "Slowest": 1.0}
-    values = [(label, float(durations.quantile(share))) for label, share in shares.items()]
-    caption = f"{thousands(len(durations))} exports, including their time in the queue."
-    drawing = svg.draw_bars(
-        "time_to_export",
-        _TITLES["time_to_export"],
-        caption,
-        [(label, value, duration(value)) for label, value in values],
-    )
-    table_rows = [[label, duration(value)] for label, value in values]
-    return Chart(
-        "time_to_export",
-        _TITLES["time_to_export"],
-        caption,
-        drawing,
-        ["Exports", "Time"],
-        table_rows,
-    )
+def compare_totals(count: int, before: int) -> str:
+    """Returns a sentence about the change since the period before."""
+    if not before:
+        return _("The period before had none.")
+    change = f"{(count - before) / before:+.0%}"
+    sentence = _("The period before had %(count)s (%(change)s since).")
+    return sentence % {"count": thousands(before), "change": change}
 
 
-def rejections_by_reason(ctx: ChannelContext, days: DayRange) -> Chart:
-    rows = list(
-        RejectedEvent.objects.filter(
-            channel=ctx.channel_id, received_at__gte=days.start, received_at__lt=days.end
-        )
-        .values_list("reason")
-        .annotate(total=Sum("count"))
-        .order_by("-total")[:12]
-    )
-    if not rows:
-        return Chart(
-            "rejections_by_reason",
-            _TITLES["rejections_by_reason"],
-            "No rejected events in this period.",
-        )
-    return _bar_chart("rejections_by_reason", "You can reprocess rejected events.", "Reason", rows)
-
-
-def processing_delay(ctx: ChannelContext, days: DayRange) -> Chart:
-    """Returns the current delay of sessions and users, and of each destination."""
-    session_lag = deriver.measure_lag(ctx.channel_id)
-    rows = [("Sessions and users", session_lag.age.total_seconds(), session_lag.events)]
-    if ctx.is_administrator:
-        for destination in Destination.objects.filter(channel=ctx.channel_id).order_by("name")[:20]:
-            lag = destinations.measure_lag(destination)
-            rows.append((f"Destination {destination.name}", lag.seconds, lag.documents))
-    caption = "Now: events that are received but not processed or delivered yet."
-    if not any(backlog for _, _, backlog in rows):
-        caption = "Now: no delay."
-    drawing = svg.draw_bars(
-        "processing_delay",
-        _TITLES["processing_delay"],
-        caption,
-        [
-            (
-                name,
-                seconds,
-                f"{duration(seconds)}, {thousands(count)} waiting" if count else "up to date",
-            )
-            for name, seconds, count in rows
-        ],
-    )
-    return Chart(
-        "processing_delay",
-        _TITLES["processing_delay"],
-        caption,
-        drawing,
-        ["Stage", "Delay", "Waiting"],
-        [[name, duration(seconds), thousands(count)] for name, seconds, count in rows],
-    )
+def bar_chart(
+    caption: str,
+    label_header: str,
+    counts: Sequence[tuple[str, int]],
+    before: Sequence[int] | None = None,
+) -> Chart:
+    """Returns a chart of horizontal bars, each with a mark at its count of the period before."""
+    header: list[str] = [label_header, _("Count")]
+    rows: list[tuple[Value, ...]] = list(counts)
+    if before is not None:
+        header.append(_("Period before"))
+        caption += " " + _("The mark shows the period before.")
+        rows = [(*row, count) for row, count in zip(counts, before, strict=True)]
+    bars = [(label, float(count), thousands(count)) for label, count in counts]
+    return Chart(caption, svg.draw_bars(bars, before), header, rows)

@@ -1,44 +1,61 @@
-"""The exports of a channel: the list, one export, its files and its actions.
+"""The list of a channel's exports, and the actions on several at once.
 
 The code calls an export a job.
 """
 
-import json
-import shlex
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlencode
 
 from django.conf import settings
 from django.contrib import messages
-from django.http import Http404, HttpRequest, HttpResponse
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect
 from django.urls import reverse
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
-from exhaust.api import downloads, response_bodies, validation
+from exhaust.api import list_fields, response_bodies
 from exhaust.console.permissions import (
     SUBMIT_PERMISSIONS,
     ChannelContext,
     clean_params,
-    render_not_found,
     render_page,
     requires,
 )
+from exhaust.console.sentences import translate_sentence
+from exhaust.console.templatetags.console import dataset as format_dataset
+from exhaust.console.templatetags.console import status as format_status
 from exhaust.datasets import DATASETS, is_private
-from exhaust.files import links
-from exhaust.jobs import queries, submit
+from exhaust.datasets.own import unknown_dataset
+from exhaust.jobs import queries, schedules, submit, withdrawal
 from exhaust.jobs import transitions as moves
+from exhaust.jobs.preview import limit_query_seconds
 from exhaust.jobs.queries import Filters
-from exhaust.models import File, Job, Link
+from exhaust.maintenance import retention
+from exhaust.models import File, Job, SavedView
 from ingest.db.clock import read_clock
 from ingest.events import RequestError
 from ingest.models import Conversation
 
+_FILTER_NAMES = ("dataset", "status", "tagPrefix", "text", "requestedFrom", "requestedTo")
+SEARCH_SECONDS = 5.0
 PER_PAGE = 50
 MAX_PER_PAGE = 100
-SHARE_USES = (0, 10, 1)  # 0 is the most that the dataset allows
+MAX_SAVED_VIEWS = 20  # of a user in a channel
+MAX_NAME_LENGTH, MAX_QUERY_LENGTH = 64, 1000  # of a saved view
+MAX_COUNTED = 10_000  # of the newest exports; the counts of all would read all
+# of datasetConfig in the form of a new export; the API's names, so that its errors find their field
+CONFIG_FIELDS = (
+    "conversationId", "application", "startDate", "endDate", "timezone", "since", "layout",
+    "timestamps", "rows", "answers", "by",
+)  # fmt: skip
 _MIN_ELAPSED = timedelta(seconds=2)
 _ALMOST_DONE = timedelta(seconds=1)
 
@@ -74,7 +91,35 @@ class JobView:
         """Why no file can be downloaded any more; empty while one can."""
         if not self.files or not all(map(is_unavailable, self.files)):
             return ""
-        return "Withdrawn" if any(file.withdrawn_at for file in self.files) else "Expired"
+        if not any(file.withdrawn_at for file in self.files):
+            return _("Expired")
+        is_withdrawn = self.job.status_message == withdrawal.WITHDRAWN_MESSAGE
+        return _("Withdrawn") if is_withdrawn else _("Deleted")
+
+    @property
+    def status(self) -> str:
+        """The label of the status, or of a finished export that has no file any more."""
+        return self.unavailable_reason or format_status(self.job.status)
+
+    @property
+    def is_private(self) -> bool:
+        return is_private(self.job.dataset, self.job.own_scope)
+
+    @property
+    def single_file(self) -> File | None:
+        """The file to download, where there is one only."""
+        return self.files[0] if len(self.files) == 1 and self.can_delete else None
+
+    @property
+    def can_delete(self) -> bool:
+        return any(file.is_available for file in self.files)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the first file is deleted; None where there is none."""
+        created = [file.created_at for file in self.files if file.is_available]
+        days = timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS)
+        return min(created) + days if created else None
 
     @property
     def url(self) -> str:
@@ -97,9 +142,7 @@ class JobView:
 
     @property
     def schedule_url(self) -> str:
-        """The form of a schedule like this job; empty where a schedule has no such filter."""
-        if {"types", "application"} & set(self.job.config):
-            return ""
+        """The form of a schedule like this job."""
         query = {
             "dataset": self.job.dataset,
             "conversationId": self.job.config.get("conversationId", ""),
@@ -107,6 +150,10 @@ class JobView:
             "outputFormat": self.job.output_format,
             "tag": f"{self.job.tag[:116]}-{{start}}",
             "callbackUrl": self.job.callback_url,
+            **self._column_params(),
+            **{name: self.job.config.get(name, "") for name in schedules.FILTERS},
+            "types": self.types,
+            "deliverTo": self.job.deliver_to,
         }
         path = reverse("console:new-schedule", args=[self.job.channel.identifier])
         return f"{path}?{urlencode(query)}"
@@ -121,20 +168,28 @@ class JobView:
         """The requested event types, one per line."""
         return "\n".join(map(str, self.job.config.get("types") or ()))
 
+    def _column_params(self) -> dict[str, str]:
+        config = self.job.config
+        columns = config.get("columns")
+        params = {"columns": "\n".join(map(str, columns if isinstance(columns, list) else ()))}
+        params |= {name: config.get(name, "") for name in ("layout", "timestamps")}
+        return {name: value for name, value in params.items() if value}
+
     def _query(self, **more: str) -> str:
         config = {
             name: config_value
             for name, config_value in self.job.config.items()
-            if name
-            in ("conversationId", "application", "startDate", "endDate", "timezone", "since")
+            if name in CONFIG_FIELDS
         }
         params = {
             "dataset": self.job.dataset,
             "outputFormat": self.job.output_format,
             "tag": self.job.tag,
             **config,
+            **self._column_params(),
             **({"types": self.types} if self.types else {}),
             **({"callbackUrl": self.job.callback_url} if self.job.callback_url else {}),
+            **({"deliverTo": self.job.deliver_to} if self.job.deliver_to else {}),
             **({"encryption": self.job.encryption} if self.job.encryption else {}),
             **more,
         }
@@ -142,6 +197,8 @@ class JobView:
 
 
 def _optional_fields(job: Job) -> tuple[str, ...]:
+    if job.own_scope:
+        return ("types", "application", "since")
     return tuple(DATASETS[job.dataset].optional_fields) if job.dataset in DATASETS else ()
 
 
@@ -189,9 +246,6 @@ def _remaining_time(job: Job) -> timedelta | None:
     return spent * rows_left / job.rows_done if spent > _MIN_ELAPSED else None
 
 
-# The list -----------------------------------------------------------------------------------------
-
-
 @requires(*SUBMIT_PERMISSIONS)
 def list_jobs(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     params = {name: text for name, text in clean_params(request.GET).items() if text.strip()}
@@ -202,14 +256,17 @@ def list_jobs(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     if not errors:
         try:
             limit = min(MAX_PER_PAGE, max(1, int(params.get("limit", PER_PAGE))))
-            page = queries.search_jobs(filters, limit, params.get("cursor"))
+            with limit_query_seconds(SEARCH_SECONDS) if filters.text else nullcontext():
+                page = queries.search_jobs(filters, limit, params.get("cursor"))
             rows, next_cursor = page.jobs, page.cursor
+        except TimeoutError:
+            errors["text"] = _("The search took too long. Choose a dataset, or fewer days.")
         except (RequestError, ValueError):
-            errors["cursor"] = "This page of the list has expired. Start with the newest exports."
+            errors["cursor"] = _(
+                "This page of the list has expired. Start with the newest exports."
+            )
     views = job_views(rows)
-    is_filtered = bool(
-        set(params) & {"dataset", "status", "tagPrefix", "requestedFrom", "requestedTo"}
-    )
+    is_filtered = bool(set(params) & set(_FILTER_NAMES))
     return render_page(
         request,
         ctx,
@@ -217,34 +274,79 @@ def list_jobs(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
         {
             "jobs": views,
             "unfinished": [each.job.pk for each in views if each.is_open],
-            "next_url": _url_with_cursor(request, cursor=next_cursor) if next_cursor else "",
-            "first_url": _url_with_cursor(request, cursor="") if "cursor" in params else "",
+            "next_url": _url_with(request, cursor=next_cursor) if next_cursor else "",
+            "first_url": _url_with(request) if "cursor" in params else "",
             "params": params,
+            "query": _query_with(request.GET),
             "errors": errors,
             "is_filtered": is_filtered,
-            "datasets": [(name, DATASETS[name].title) for name in ctx.datasets],
-            "statuses": Job.Status.values,
+            "datasets": _list_filter_choices(ctx, params, rows),
+            "saved_views": list(_saved_views(request, ctx)),
+            "search_query": _search_query(request.GET),
+            "has_more_filters": bool({"dataset", "requestedFrom", "requestedTo"} & set(params)),
+            "chips": [] if errors else _list_chips(request, filters),
         },
         400 if errors else 200,
     )
 
 
+@dataclass(frozen=True)
+class Chip:
+    """A status to filter by: its address, and how many of the newest exports have it."""
+
+    label: str
+    url: str
+    count: int | None
+    is_chosen: bool
+
+
+def _list_chips(request: HttpRequest, filters: Filters) -> list[Chip]:
+    """Returns a chip for all exports and for each status; a text search has no counts."""
+    counts: dict[str, int] | None = None
+    if filters.text is None:
+        counts = queries.count_statuses(replace(filters, statuses=None), MAX_COUNTED)
+    chosen = request.GET.get("status", "")
+    names = {"": _("All"), **{name: format_status(name) for name in Job.Status.values}}
+    return [
+        Chip(
+            label,
+            _url_with(request, status=name),
+            counts if counts is None else counts.get(name, 0) if name else sum(counts.values()),
+            name == chosen,
+        )
+        for name, label in names.items()
+    ]
+
+
+def _list_filter_choices(
+    ctx: ChannelContext, params: dict[str, str], rows: list[Job]
+) -> list[tuple[str, str]]:
+    """Returns the built-in datasets and the own ones in the list: all would take a query."""
+    titles = {name: format_dataset(name) for name in ctx.readable if name in DATASETS}
+    own = {job.dataset: job.dataset for job in rows if job.own_scope}
+    chosen = params.get("dataset", "")
+    return [*(titles | own | ({chosen: chosen} if chosen not in titles and chosen else {})).items()]
+
+
 def _parse_filters(ctx: ChannelContext, params: dict[str, str], errors: dict[str, str]) -> Filters:
     """Validates the filter form with the API's serializer; adds to `errors` by field."""
-    names = ("dataset", "status", "tagPrefix", "requestedFrom", "requestedTo")
-    serializer = validation.SearchFilters(
-        data={name: params[name].strip() for name in names if name in params}
+    serializer = list_fields.SearchFilters(
+        data={name: params[name].strip() for name in _FILTER_NAMES if name in params}
     )
     if not serializer.is_valid():
         errors.update({name: _first_message(error) for name, error in serializer.errors.items()})
         return Filters(ctx.channel_id, [])
     valid: dict[str, Any] = serializer.validated_data
+    if queries.find_unknown_dataset(ctx.channel_id, valid.get("dataset", ())):
+        errors["dataset"] = unknown_dataset(ctx.channel_id)
     first: date | None = valid.get("requestedFrom")
     last: date | None = valid.get("requestedTo")
     return Filters(
         ctx.channel_id,
-        [name for name in valid.get("dataset", DATASETS) if name in ctx.datasets],
+        ctx.readable,
+        valid.get("dataset"),
         tag_prefix=valid.get("tagPrefix"),
+        text=valid.get("text"),
         statuses=valid.get("status"),
         submitted_from=datetime.combine(first, time.min, UTC) if first else None,
         submitted_before=(
@@ -259,177 +361,126 @@ def _first_message(error: Any) -> str:
     return str(error)
 
 
-def _url_with_cursor(request: HttpRequest, cursor: str) -> str:
-    query = request.GET.copy()
-    query.pop("cursor", None)
-    if cursor:
-        query["cursor"] = cursor
-    return f"{request.path}?{query.urlencode()}"
+def _query_with(query: QueryDict, **changes: str) -> str:
+    """Returns the query of another page of the list; an empty value is left out."""
+    changed = query.copy()
+    for name, value in {"cursor": "", **changes}.items():
+        changed.pop(name, None)
+        if value:
+            changed[name] = value
+    return changed.urlencode()
 
 
-# One ----------------------------------------------------------------------------------------------
+def _url_with(request: HttpRequest, **changes: str) -> str:
+    return f"{request.path}?{_query_with(request.GET, **changes)}"
 
 
-def find_job(ctx: ChannelContext, tag: str, request_id: str) -> Job:
-    """Returns the job. Raises `Http404` if the user may not see it, or there is none."""
-    job = queries.find_job(ctx.channel_id, tag, request_id)
-    if job is None or job.dataset not in ctx.datasets:
-        raise Http404
-    return job
+# Saved views --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FileView:
-    """A file of a job, its usable link and the last link that was created for it."""
-
-    file: File
-    active_link: Link | None
-    last_link: Link | None
-
-    @property
-    def link_url(self) -> str:
-        return links.build_url(self.active_link) if self.active_link else ""
+def _saved_views(request: HttpRequest, ctx: ChannelContext) -> QuerySet[SavedView]:
+    return SavedView.objects.filter(user=request.user.pk, channel=ctx.channel_id).order_by("name")
 
 
-def share_lives() -> list[int]:
-    """Returns the seconds that a share link can live, shortest first."""
-    longest = settings.EXHAUST_LINK_SECONDS
-    return [*(seconds for seconds in (3600, 86400) if seconds < longest), longest]
+def _search_query(query: QueryDict) -> str:
+    """Returns the part of a list's query that a saved view keeps."""
+    return urlencode({name: query[name] for name in _FILTER_NAMES if query.get(name)})
 
 
-def file_view(file: File) -> FileView:
-    last = max(file.links.all(), key=lambda link: link.expires_at, default=None)
-    return FileView(file, links.find_usable(file), last)
-
-
-@requires(*SUBMIT_PERMISSIONS)
-def show_job(request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str) -> HttpResponse:
-    job = find_job(ctx, tag, request_id)
-    (view,) = job_views([job])
-    return render_page(
-        request,
-        ctx,
-        "export.html",
-        {
-            "view": view,
-            "job": job,
-            "files": [file_view(file) for file in view.files],
-            "private": is_private(job.dataset),
-            "share_lives": share_lives(),
-            "default_life": share_lives()[0 if is_private(job.dataset) else -1],
-            "share_uses": SHARE_USES,
-            "most_uses": Link.MAX_USES if is_private(job.dataset) else None,
-            "callback": response_bodies.JobCallback.render(response_bodies.find_callback(job))
-            if job.callback_url
-            else None,
-            "timeline": job.transitions.order_by("pk"),
-            "retention": settings.EXHAUST_FILE_RETENTION_DAYS,
-            "api_call": curl_command(job),
-            "can_retry": moves.rerunnable_jobs().filter(pk=job.pk).exists()
-            or (job.status == Job.Status.SUBMITTED and job.due_at > read_clock()),
-        },
-    )
-
-
-def curl_command(job: Job) -> str:
-    """Returns the job's request as a curl command; it reads the key from the environment."""
-    request = {
-        "tag": job.tag,
-        "dataset": job.dataset,
-        "requestedBy": job.requested_by,
-        "datasetConfig": job.config,
-        "outputFormat": job.output_format,
-    }
-    if job.encryption:  # the API's error asks for the password
-        request["encryption"] = job.encryption
-    if job.callback_url:
-        request["callbackUrl"] = job.callback_url
-    if job.priority != Job.Priority.INTERACTIVE:
-        request["priority"] = Job.Priority(job.priority).name.lower()
-    body = json.dumps({"request": request}, ensure_ascii=False, indent=1)
-    url = shlex.quote(f"{settings.EXHAUST_PUBLIC_URL}/dataset/v1/request/submit")
-    channel = shlex.quote(f"X-Channel-ID: {job.channel.identifier}")
-    return " \\\n  ".join(
-        (
-            f"curl -s {url}",
-            f'-H "X-API-Key: $EXHAUST_KEY" -H {channel}',
-            "-H 'Content-Type: application/json'",
-            f"-d {shlex.quote(body)}",
+@requires(*SUBMIT_PERMISSIONS, methods=("POST",))
+def change_saved_views(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
+    """Saves the search of the form under a name, in place of one of that name, or deletes one."""
+    form = clean_params(request.POST)
+    views = _saved_views(request, ctx)
+    query = _search_query(QueryDict(form.get("query", "")))
+    name = form.get("name", "").strip()[:MAX_NAME_LENGTH]
+    if deleted := form.get("delete"):
+        views.filter(name=deleted).delete()
+        messages.success(request, _("“%(name)s” is deleted.") % {"name": deleted})
+    elif not name or not query:
+        messages.warning(request, _("Search first, then enter a name for the view."))
+    elif len(query) > MAX_QUERY_LENGTH:
+        messages.warning(request, _("This search is too long to save. Shorten it."))
+    elif not views.filter(name=name).exists() and views.count() >= MAX_SAVED_VIEWS:
+        sentence = ngettext(
+            "You have %(number)d saved view here. Delete it first.",
+            "You have %(number)d saved views here. Delete one first.",
+            MAX_SAVED_VIEWS,
         )
-    )
-
-
-@requires(*SUBMIT_PERMISSIONS, methods=("POST",))
-def cancel_job(
-    request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str
-) -> HttpResponse:
-    job = find_job(ctx, tag, request_id)
-    if submit.cancel(job, ctx.username):
-        messages.success(request, "Export cancelled.")
+        messages.warning(request, sentence % {"number": MAX_SAVED_VIEWS})
     else:
-        messages.warning(request, "The export had finished already.")
-    return redirect(job_url(job))
+        SavedView.objects.update_or_create(
+            user_id=str(request.user.pk),
+            channel_id=ctx.channel_id,
+            name=name,
+            defaults={"query": query},
+        )
+        messages.success(request, _("“%(name)s” is saved.") % {"name": name})
+    return redirect(f"{reverse('console:exports', args=[ctx.channel])}?{query}")
+
+
+# Several at once ----------------------------------------------------------------------------------
 
 
 @requires(*SUBMIT_PERMISSIONS, methods=("POST",))
-def retry_job(request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str) -> HttpResponse:
-    job = find_job(ctx, tag, request_id)
+def act_on_jobs(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
+    """Retries, cancels or deletes the chosen exports, after a page that asks to confirm."""
+    form = clean_params(request.POST)
+    action, _colon, one = form.get("one", "").partition(":")  # the button of a row
+    action = action or form.get("act", "")
+    chosen = [one] if one else request.POST.getlist("job")
+    pks = [int(pk) for pk in chosen[:MAX_PER_PAGE] if re.fullmatch("[0-9]{1,18}", pk)]
+    visible = queries.filter_jobs(Filters(ctx.channel_id, ctx.readable))
+    jobs = list(visible.filter(pk__in=pks).order_by("-id"))
+    is_of_page = "page" in form and len(jobs) == 1
+    list_url = f"{reverse('console:exports', args=[ctx.channel])}?{form.get('query', '')}"
+    if action not in _ACTIONS or not jobs:
+        messages.warning(request, _("Choose at least one export."))
+        return redirect(list_url)
+    if action == "delete" and "confirmed" not in form:
+        context = {"jobs": job_views(jobs), "is_of_page": is_of_page, "query": form.get("query")}
+        return render_page(request, ctx, "exports_delete.html", context)
+    _report(request, action, [_ACTIONS[action](job, ctx.username) for job in jobs])
+    return redirect(job_url(jobs[0]) if is_of_page else list_url)
+
+
+def _retry(job: Job, username: str) -> str:
+    """Returns an empty text, or why the job is not retried."""
     try:
-        if submit.retry(job):
-            messages.success(request, "Export queued again.")
-        else:
-            messages.warning(request, "You can retry only a failed or cancelled export.")
+        return "" if submit.retry(job) else _("You can retry only a failed or cancelled export.")
     except RequestError as error:
-        messages.error(request, error.detail)
-    return redirect(job_url(job))
+        return translate_sentence(error.detail)
 
 
-def _find_file(ctx: ChannelContext, tag: str, request_id: str, part: int) -> File:
-    job = find_job(ctx, tag, request_id)
-    if job.status == Job.Status.SUCCESS:
-        for file in job.files.all():
-            if file.part == part and file.withdrawn_at is None:
-                return file
-    raise Http404
+def _cancel(job: Job, username: str) -> str:
+    return "" if submit.cancel(job, username) else _("The export had finished already.")
 
 
-@requires(*SUBMIT_PERMISSIONS)
-def download_file(
-    request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str, part: int
-) -> HttpResponse:
-    """Sends the file. It makes no link, so nothing works without signing in."""
-    file = _find_file(ctx, tag, request_id, part)
-    if not file.is_available:
-        return render_not_found(request, ctx, 410)
-    return cast(HttpResponse, downloads.send_to_user(file, request))
+def _delete(job: Job, username: str) -> str:
+    return "" if retention.delete_now(job, username) else _("The export has no file to delete.")
 
 
-@requires(*SUBMIT_PERMISSIONS, methods=("POST",))
-def create_link(
-    request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str, part: int
-) -> HttpResponse:
-    """Creates a share link where the file has no usable one, of the chosen life and uses."""
-    file = _find_file(ctx, tag, request_id, part)
-    params = clean_params(request.POST)
-    seconds, uses = (params.get(name, "") for name in ("seconds", "uses"))
-    link = links.get_or_create(
-        file,
-        seconds=int(seconds) if seconds in map(str, share_lives()) else None,
-        max_uses=int(uses) if uses in map(str, SHARE_USES) else 0,
-    )
-    if link is None:
-        messages.error(request, "This file was deleted. Export it again.")
-    return redirect(f"{job_url(file.job)}#link-{part}")
+_ACTIONS: dict[str, Callable[[Job, str], str]] = {
+    "retry": _retry,
+    "cancel": _cancel,
+    "delete": _delete,
+}
 
 
-@requires(*SUBMIT_PERMISSIONS, methods=("POST",))
-def revoke_link(
-    request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str, part: int
-) -> HttpResponse:
-    """Revokes all links to a file."""
-    file = _find_file(ctx, tag, request_id, part)
-    if links.revoke(Link.objects.filter(file=file)):
-        messages.success(request, "Link revoked.")
-    else:
-        messages.warning(request, "There was no link to revoke.")
-    return redirect(f"{job_url(file.job)}#link-{part}")
+def _report(request: HttpRequest, action: str, refusals: list[str]) -> None:
+    """Tells how many exports the action changed, and why it left the others."""
+    done = refusals.count("")
+    if done:
+        sentences = {
+            "retry": ngettext("%(n)d export queued again.", "%(n)d exports queued again.", done),
+            "cancel": ngettext("%(n)d export cancelled.", "%(n)d exports cancelled.", done),
+            "delete": ngettext(
+                "The files of %(n)d export are deleted.",
+                "The files of %(n)d exports are deleted.",
+                done,
+            ),
+        }
+        messages.success(request, sentences[action] % {"n": done})
+    for refusal, count in Counter(filter(None, refusals)).items():
+        unchanged = ngettext("%(n)d export is unchanged:", "%(n)d exports are unchanged:", count)
+        messages.warning(request, f"{unchanged % {'n': count}} {refusal}")

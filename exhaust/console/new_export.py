@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
-from zoneinfo import available_timezones
+from urllib.parse import urlencode
 
+from django.conf import settings
 from django.contrib import messages
 from django.db.models import BooleanField, ExpressionWrapper, Q
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
 
 from exhaust.api import validation
 from exhaust.api.jobs import build_submission
@@ -20,31 +24,67 @@ from exhaust.console.permissions import (
     render_page,
     requires,
 )
-from exhaust.datasets import DATASETS
+from exhaust.datasets.base import Dataset
+from exhaust.datasets.cells import Column
+from exhaust.datasets.layout import list_columns
+from exhaust.datasets.own import find_dataset, unknown_dataset
 from exhaust.datasets.selection import load_zone
+from exhaust.datasets.zones import list_zone_names
 from exhaust.files.formats import FORMATS
 from exhaust.jobs import preview as previews
-from exhaust.jobs import schedules, submit
+from exhaust.jobs import repeats, schedules, submit
 from exhaust.jobs.submit import Submission
+from exhaust.models import Destination, Job
+from ingest.auth import preferences
 from ingest.db.clock import read_clock
 from ingest.events import RequestError
-from ingest.models import Application, Conversation
+from ingest.models import Application, Channel, Conversation
 
 SEARCH_SECONDS = 3.0
 MAX_CONVERSATIONS = 8
 PRESETS = ("yesterday", "last 7 days", "last 30 days", "this month", "last month")
-# the API's names, so that its errors find their field
-_CONFIG_FIELDS = ("conversationId", "application", "startDate", "endDate", "timezone", "since")
-_REQUEST_FIELDS = ("tag", "dataset", "outputFormat", "callbackUrl", "encryption")
+_PRESET_LABELS = {
+    "today": gettext_lazy("Today"),
+    "yesterday": gettext_lazy("Yesterday"),
+    "last 7 days": gettext_lazy("Last 7 days"),
+    "last 30 days": gettext_lazy("Last 30 days"),
+    "this month": gettext_lazy("This month"),
+    "last month": gettext_lazy("Last month"),
+}
+LIST_FIELDS = ("types", "columns")  # one value a line
+# the choices of some datasets: their labels, and their values of which the empty one is the default
+_CHOICE_FIELDS = {
+    "rows": (
+        gettext_lazy("A row for each"),
+        [("", gettext_lazy("Session")), ("participant", gettext_lazy("Participant"))],
+    ),
+    "answers": (
+        gettext_lazy("Of several answers"),
+        [
+            ("", gettext_lazy("The last")),
+            ("first", gettext_lazy("The first")),
+            ("all", gettext_lazy("All")),
+        ],
+    ),
+    "by": (
+        gettext_lazy("Counts for"),
+        [("", gettext_lazy("The whole period")), ("day", gettext_lazy("Each day"))],
+    ),
+}
+_REQUEST_FIELDS = (
+    "tag", "dataset", "outputFormat", "callbackUrl", "deliverTo", "encryption", "priority",
+    "notBefore", "forceNew",
+)  # fmt: skip
 _FILTER_FIELDS = ("types", "application")
+_MORE_FIELDS = ("callbackUrl", "deliverTo", "priority", "notBefore", "since")
 _FORMAT_LABELS = {
-    "csv": "CSV, for programs",
-    "csv.gz": "CSV, compressed (gzip)",
-    "csv-excel": "CSV, for Excel",
-    "xlsx": "Excel (XLSX)",
-    "jsonl": "JSON Lines",
-    "jsonl.gz": "JSON Lines, compressed (gzip)",
-    "parquet": "Parquet, for analysis",
+    "csv": gettext_lazy("CSV, for programs"),
+    "csv.gz": gettext_lazy("CSV, compressed (gzip)"),
+    "csv-excel": gettext_lazy("CSV, for Excel"),
+    "xlsx": gettext_lazy("Excel (XLSX)"),
+    "jsonl": gettext_lazy("JSON Lines"),
+    "jsonl.gz": gettext_lazy("JSON Lines, compressed (gzip)"),
+    "parquet": gettext_lazy("Parquet, for analysis"),
 }
 
 
@@ -62,18 +102,14 @@ def parse_request_form(ctx: ChannelContext, form: Mapping[str, str]) -> ParsedRe
     parsed = ParsedRequest(dict(form))
     params = {name: text.strip() for name, text in parsed.params.items() if text.strip()}
     dataset = params.get("dataset", "")
-    accepted_fields = (
-        (*DATASETS[dataset].required_fields, *DATASETS[dataset].optional_fields)
-        if is_dataset(dataset)
-        else ()
-    )
+    chosen = ctx.datasets.get(dataset)
+    accepted_fields = (*chosen.required_fields, *chosen.optional_fields) if chosen else ()
     config: dict[str, Any] = {
         name: params[name]
-        for name in _CONFIG_FIELDS
+        for name in exports.CONFIG_FIELDS
         if name in params and (name != "conversationId" or name in accepted_fields)
     }
-    if "types" in params:
-        config["types"] = split_lines(params["types"])
+    config |= {name: split_lines(params[name]) for name in LIST_FIELDS if name in params}
     request: dict[str, Any] = {"requestedBy": ctx.username, "datasetConfig": config}
     request |= {name: params[name] for name in _REQUEST_FIELDS if name in params}
     if form.get("encryptionKey"):
@@ -83,10 +119,13 @@ def parse_request_form(ctx: ChannelContext, form: Mapping[str, str]) -> ParsedRe
     serializer = validation.SubmitBody(data={"request": request})
     if not serializer.is_valid():
         parsed.errors = flatten_errors(serializer.errors.get("request", {}))
-    if is_dataset(dataset) and dataset not in ctx.datasets:
-        parsed.errors["dataset"] = "You may not export this dataset here. Choose another."
+    if chosen and chosen.default_days != "ever":
+        for name in {"startDate", "endDate"} - params.keys():
+            parsed.errors[name] = str(_REQUIRED_MESSAGES[name])
+    if not chosen and dataset and "dataset" not in parsed.errors:
+        parsed.errors["dataset"] = explain_missing(ctx, dataset)
     if params.get("encryption") == "password" and not form.get("encryptionKey"):
-        parsed.errors["encryptionKey"] = (
+        parsed.errors["encryptionKey"] = _(
             "Type the password again. We do not keep it between attempts."
         )
     if parsed.errors:
@@ -104,13 +143,16 @@ def parse_request_form(ctx: ChannelContext, form: Mapping[str, str]) -> ParsedRe
     return parsed
 
 
+def explain_missing(ctx: ChannelContext, dataset: str) -> str:
+    """Returns why the user cannot choose a dataset."""
+    if find_dataset(ctx.channel_id, dataset) is None:
+        return unknown_dataset(ctx.channel_id)
+    return _("You may not export this dataset here. Choose another.")
+
+
 def split_lines(text: str) -> list[str]:
     """Returns the lines of a multi-line field, without blank ones."""
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def is_dataset(dataset: str) -> bool:
-    return dataset in DATASETS
 
 
 def field_errors(error: RequestError) -> dict[str, str]:
@@ -123,12 +165,12 @@ def field_errors(error: RequestError) -> dict[str, str]:
 
 
 _REQUIRED_MESSAGES = {
-    "conversationId": "Choose a conversation.",
-    "startDate": "Choose the first day.",
-    "endDate": "Choose the last day.",
-    "dataset": "Choose a dataset.",
-    "tag": "Enter a tag, so that you find the export again.",
-    "url": "Enter the address of the destination.",
+    "conversationId": gettext_lazy("Choose a conversation."),
+    "startDate": gettext_lazy("Choose the first day."),
+    "endDate": gettext_lazy("Choose the last day."),
+    "dataset": gettext_lazy("Choose a dataset."),
+    "tag": gettext_lazy("Enter a tag, so that you find the export again."),
+    "url": gettext_lazy("Enter the address of the destination."),
 }
 
 
@@ -146,45 +188,83 @@ def flatten_errors(errors: Mapping[str, Any]) -> dict[str, str]:
         is_missing = (
             str(first) == "This field is required." or getattr(first, "code", "") == "required"
         )
-        sentences[name] = _REQUIRED_MESSAGES.get(name, str(first)) if is_missing else str(first)
+        sentences[name] = str(_REQUIRED_MESSAGES.get(name, first) if is_missing else first)
     return sentences
 
 
 # The pages ----------------------------------------------------------------------------------------
 
 
-@requires(*SUBMIT_PERMISSIONS, methods=("GET", "POST"))
+def read_form(form: QueryDict) -> dict[str, str]:
+    """Returns the values of a form, with the dataset's checked columns as lines."""
+    params = clean_params(form)
+    checked = form.getlist(f"columns.{params.get('dataset', '')}")
+    return params | {"columns": "\n".join(checked).replace("\0", "\ufffd")}
+
+
+def form_query(form: QueryDict) -> str:
+    """Returns the query that fills the form with the same values; never with a password."""
+    names = (*exports.CONFIG_FIELDS, *LIST_FIELDS, *_REQUEST_FIELDS)
+    params = read_form(form)
+    return urlencode({name: params[name] for name in names if params.get(name)})
+
+
+@requires(*SUBMIT_PERMISSIONS, methods=("GET", "POST"), form_query=form_query)
 def create_request(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
-    """Shows the form, or handles one of its buttons: search, preset, preview, send."""
+    """Shows the form, or handles one of its buttons: search, preset, preview, send, again."""
     if request.method != "POST":
         params = _default_params(ctx) | clean_params(request.GET)
+        params |= _preset_days(params.get("preset", ""), params["timezone"])
         return _render_form(request, ctx, ParsedRequest(params))
-    params = clean_params(request.POST)
+    params = read_form(request.POST)
     if preset := request.POST.get("preset"):
         params |= _preset_days(preset, params.get("timezone", "UTC"))
         return _render_form(request, ctx, ParsedRequest(params))
     action = request.POST.get("act", "preview")
     if action == "search":
         return _render_form(request, ctx, ParsedRequest(params))
+    if action == "again":
+        params["forceNew"] = "true"
     parsed = parse_request_form(ctx, params)
-    if action == "send" and parsed.submission:
+    if action in ("send", "again") and parsed.submission:
         try:
             job = submit.submit(parsed.submission)
         except RequestError as error:
             parsed.errors = field_errors(error)
             return _render_form(request, ctx, parsed, error.status)
-        messages.success(request, "Export queued. The file appears here when it is ready.")
+        if job.is_existing:
+            messages.warning(request, _describe_existing(job))
+        else:
+            messages.success(request, _("Export queued. The file appears here when it is ready."))
         return redirect(exports.job_url(job))
-    context = {"preview": _build_preview(parsed.submission)} if parsed.submission else {}
+    context = _build_preview(ctx, parsed.submission) if parsed.submission else {}
     return _render_form(request, ctx, parsed, 400 if parsed.errors else 200, **context)
+
+
+def _describe_existing(job: Job) -> str:
+    """Returns the message to a user whose export exists already."""
+    age = repeats.measure_age(job)
+    if age is None:
+        return _("You created this export already today.")
+    sentences = [
+        _("This export exists already. Its file holds the events until %(time)s UTC.")
+        % {"time": f"{age.as_of:%H:%M}"}
+    ]
+    if age.new_rows is not None:
+        arrived = ngettext(
+            "%(rows)s row arrived since.", "%(rows)s rows arrived since.", age.new_rows
+        )
+        sentences.append(arrived % {"rows": f"{age.new_rows:,}"})
+    sentences.append(_("To get a new file, duplicate it and check “Make a new file”."))
+    return " ".join(sentences)
 
 
 def _default_params(ctx: ChannelContext) -> dict[str, str]:
     """Returns the values of an empty form."""
     today = read_clock().date()
     return {
-        "dataset": ctx.datasets[0],
-        "timezone": "UTC",
+        "dataset": next(iter(ctx.datasets)),
+        "timezone": str(preferences.get_zone()),
         "outputFormat": "csv",
         "tag": f"console-{today.isoformat()}",
     }
@@ -192,13 +272,23 @@ def _default_params(ctx: ChannelContext) -> dict[str, str]:
 
 def _preset_days(preset: str, zone_name: str) -> dict[str, str]:
     """Returns the first and last day of a preset; nothing for an unknown one."""
+    days = _find_days(preset, zone_name)
+    return {"startDate": days[0].isoformat(), "endDate": days[1].isoformat()} if days else {}
+
+
+def _find_days(preset: str, zone_name: str) -> tuple[date, date] | None:
     try:
-        first, last = schedules.window_dates(
-            preset, read_clock().astimezone(load_zone(zone_name)).date()
-        )
+        today = read_clock().astimezone(load_zone(zone_name)).date()
+        return schedules.window_dates(preset, today)
     except ValueError:
-        return {}
-    return {"startDate": first.isoformat(), "endDate": last.isoformat()}
+        return None
+
+
+def _list_presets(zone_name: str) -> list[tuple[str, str, tuple[date, date] | None]]:
+    """Returns the name, label and days of each preset, as they are in a time zone now."""
+    return [
+        (name, str(label), _find_days(name, zone_name)) for name, label in _PRESET_LABELS.items()
+    ]
 
 
 def _render_form(
@@ -215,14 +305,16 @@ def _render_form(
         {
             "params": parsed.params,
             "errors": parsed.errors,
-            "datasets": [DATASETS[name] for name in ctx.datasets],
+            "datasets": list(ctx.datasets.values()),
             "formats": format_choices(),
-            "has_filters": any(
-                set(_FILTER_FIELDS) & set(DATASETS[name].optional_fields) for name in ctx.datasets
-            ),
-            "applications": _application_choices(ctx, parsed.params.get("application", "")),
-            "presets": PRESETS,
+            "file_destinations": file_destination_choices(ctx),
+            "presets": _list_presets(parsed.params.get("timezone", "UTC")),
+            "encryption": _read_encryption(ctx),
+            "has_more": _has_more(parsed),
+            "priorities": _list_priorities(),
             "zones": zone_choices(),
+            **filter_choices(ctx, parsed.params),
+            **column_choices(ctx, parsed.params),
             **conversation_choices(ctx, parsed.params),
             **context,
         },
@@ -233,23 +325,95 @@ def _render_form(
     return response
 
 
+def _has_more(parsed: ParsedRequest) -> bool:
+    """Returns whether a field behind “More options” has an error, or a value of its own."""
+    defaults = {"", "interactive"}
+    return any(
+        name in parsed.errors or parsed.params.get(name, "") not in defaults
+        for name in _MORE_FIELDS
+    )
+
+
+def _read_encryption(ctx: ChannelContext) -> dict[str, str]:
+    """Returns the channel's public key, and the encryption that its private files must have."""
+    row = Channel.objects.only("recipient", "private_encryption").get(pk=ctx.channel_id)
+    return {"recipient": row.recipient, "required": row.private_encryption}
+
+
+def _list_priorities() -> list[tuple[str, str]]:
+    hour = f"{settings.EXHAUST_DAILY_HOUR:02}:00 {settings.EXHAUST_DAILY_TIMEZONE}"
+    return [
+        ("interactive", _("Now")),
+        ("low", _("After all other exports")),
+        ("nightly", _("Tonight, from %(hour)s") % {"hour": hour}),
+    ]
+
+
 def format_choices() -> list[tuple[str, str]]:
-    return [(name, _FORMAT_LABELS.get(name, name)) for name in FORMATS]
+    return [(name, str(_FORMAT_LABELS.get(name, name))) for name in FORMATS]
 
 
-def _application_choices(ctx: ChannelContext, selected: str) -> list[tuple[str, str]]:
+def file_destination_choices(ctx: ChannelContext) -> list[tuple[str, str]]:
+    """Returns the destinations that an export can name; empty where there are none."""
+    rows = Destination.objects.filter(channel=ctx.channel_id, kind__in=Destination.FILE_KINDS)
+    names = list(rows.order_by("name").values_list("name", flat=True))
+    return [("", _("Nowhere else")), *((name, name) for name in names)] if names else []
+
+
+def application_choices(ctx: ChannelContext, selected: str) -> list[tuple[str, str]]:
     """Returns the applications to choose from, and the selected one even if it is unknown."""
     rows = Application.objects.filter(channel=ctx.channel_id).order_by("identifier")
     names = {
         row.identifier: f"{row.name} ({row.identifier})" if row.name else row.identifier
         for row in rows
     }
-    return [("", "All"), *({selected: selected} | names if selected else names).items()]
+    return [("", _("All")), *({selected: selected} | names if selected else names).items()]
+
+
+def filter_choices(ctx: ChannelContext, params: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the fields that narrow or shape the rows, each for the datasets that take it."""
+    return {
+        "has_filters": any(
+            set(_FILTER_FIELDS) & set(each.optional_fields) for each in ctx.datasets.values()
+        ),
+        "choice_fields": [(name, *field) for name, field in _CHOICE_FIELDS.items()],
+        "applications": application_choices(ctx, params.get("application", "")),
+    }
+
+
+def column_choices(ctx: ChannelContext, params: Mapping[str, str]) -> dict[str, Any]:
+    """Returns each dataset's columns to check, the checked ones first; layouts; zones of times."""
+    checked = split_lines(params.get("columns", ""))
+    datasets = list(ctx.datasets.values())
+    choices = []
+    for each in datasets:
+        headers = checked if each.name == params.get("dataset") else []
+        by_header = {column.header: column for column in list_columns(each)}
+        picked = [by_header.pop(header) for header in headers if header in by_header]
+        choices.append(ColumnChoice(each, picked, list(by_header.values())))
+    layouts = sorted({name for each in datasets for name in each.layouts})
+    return {
+        "column_choices": choices,
+        "layouts": [
+            ("", _("All columns, or those you check")),
+            *((name, name) for name in layouts),
+        ],
+        "timestamps": [("", _("UTC")), ("local", _("The time zone above"))],
+    }
+
+
+@dataclass(frozen=True)
+class ColumnChoice:
+    """A dataset's columns to choose from, those of the export first."""
+
+    dataset: Dataset
+    picked: list[Column]
+    others: list[Column]
 
 
 def zone_choices() -> list[str]:
     """Returns the time zones to choose from, UTC first."""
-    return ["UTC", *sorted(name for name in available_timezones() if "/" in name)]
+    return list_zone_names()
 
 
 def conversation_choices(ctx: ChannelContext, params: Mapping[str, str]) -> dict[str, Any]:
@@ -279,12 +443,12 @@ def find_conversations(channel_id: int, q: str, limit: int) -> tuple[list[Conver
             matches: list[Conversation] = list(named_first[: limit + 1])
     except TimeoutError:
         exact = Conversation.objects.filter(channel=channel_id, identifier=q)
-        return list(exact), "The search took too long. Type the whole ID."
-    more = "There are more. Type part of the name." if len(matches) > limit else ""
+        return list(exact), _("The search took too long. Type the whole ID.")
+    more = _("There are more. Type part of the name.") if len(matches) > limit else ""
     return matches[:limit], more
 
 
-@requires(*SUBMIT_PERMISSIONS)
+@requires(*SUBMIT_PERMISSIONS, form_query=form_query)
 def search_conversations(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     """Renders the form's list of conversations for a search."""
     params = clean_params(request.GET)
@@ -296,13 +460,13 @@ def search_conversations(request: HttpRequest, ctx: ChannelContext) -> HttpRespo
     )
 
 
-@requires(*SUBMIT_PERMISSIONS, methods=("POST",))
+@requires(*SUBMIT_PERMISSIONS, methods=("POST",), form_query=form_query)
 def show_preview(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     """Renders the form's preview. An incomplete form gets hints, not an error status."""
-    parsed = parse_request_form(ctx, clean_params(request.POST))
+    parsed = parse_request_form(ctx, read_form(request.POST))
     context: dict[str, Any] = {"errors": parsed.errors}
     if parsed.submission:
-        context["preview"] = _build_preview(parsed.submission)
+        context |= _build_preview(ctx, parsed.submission)
     return render_page(request, ctx, "export_preview.html", context)
 
 
@@ -311,13 +475,17 @@ class PreviewPage:
     """A preview with the headers of its columns."""
 
     preview: previews.Preview
-    headers: list[str]
 
     @property
-    def is_estimate(self) -> bool:
-        return not self.preview.is_counted
+    def headers(self) -> list[str]:
+        return [column.header for column in self.preview.columns]
 
 
-def _build_preview(submission: Submission) -> PreviewPage:
-    columns = DATASETS[submission.dataset].columns
-    return PreviewPage(previews.build_preview(submission), [column.header for column in columns])
+def _build_preview(ctx: ChannelContext, submission: Submission) -> dict[str, Any]:
+    """Returns the preview, and the export that answers the same question already, with its age."""
+    context: dict[str, Any] = {"preview": PreviewPage(previews.build_preview(submission))}
+    job = repeats.find_same(submission, ctx.readable)
+    if job is not None:
+        (context["existing"],) = exports.job_views([job])
+        context["age"] = repeats.measure_age(job)
+    return context

@@ -1,12 +1,13 @@
-"""What a dataset is, and how its rows are streamed."""
+"""The base of a dataset, and how its rows are streamed."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, Self
 
+import psycopg
 from django.db import connection
 
 from exhaust.datasets.cells import Cell, Column
@@ -15,7 +16,12 @@ from ingest.adapters import client_session_sources
 from ingest.feed import pruning
 from ingest.models import PruneState
 
-FILTER_FIELDS = ("conversationId", "types", "application", "since")
+DefaultDays = Literal["", "yesterday", "ever"]
+FILTER_FIELDS = ("conversationId", "types", "application", "since", "rows", "answers", "by")
+
+
+class DatasetLimitExceeded(Exception):
+    """The rows exceed a limit of the dataset. The message is for the requester."""
 
 
 class Dataset(ABC):
@@ -27,11 +33,29 @@ class Dataset(ABC):
     scope: str  # that a key must have
     name_suffix: str  # in the names of downloads
     columns: Sequence[Column]
+    legacy_columns: Sequence[Column] = ()  # of the followed system; only in files that name them
+    layouts: Mapping[str, Sequence[str]] = {}  # headers of columns, by the layout's name
     required_fields: Sequence[str] = ()  # of datasetConfig, beside the dates
     optional_fields: Sequence[str] = ()
     unsupported_reasons: Mapping[str, str] = {}  # by field
+    types: Sequence[str] = ()  # of its events; empty for all, or those of the request
     pull_resource = ""  # the resource of the pull API with the same records
+    default_days: DefaultDays = ""  # of a request without dates
     is_derived = False  # whether its records are derived from events
+    preview_note = ""  # a sentence about the rows of a preview
+    definition: Mapping[str, Any] | None = None  # of an own dataset, which a job keeps
+
+    @property
+    def own_scope(self) -> str:
+        """The scope of an own dataset; empty for a built-in one."""
+        return "" if self.definition is None else self.scope
+
+    def pin_columns(self, selection: Selection, config: Mapping[str, Any]) -> Self:
+        """The dataset with the columns that these rows have; itself where all rows have the same.
+
+        `config` is the request's. Raises `DatasetLimitExceeded`.
+        """
+        return self
 
     @abstractmethod
     def iterate_rows(self, selection: Selection) -> Iterator[list[Cell]]:
@@ -54,9 +78,11 @@ class Dataset(ABC):
     def count_sql(self, selection: Selection) -> tuple[str, dict[str, Any]]:
         """A query with as many rows as the file."""
 
-    def count_rows(self, selection: Selection) -> int:
-        """The number of rows."""
+    def count_rows(self, selection: Selection, at_most: int | None = None) -> int:
+        """The number of rows; counts no further than `at_most`."""
         sql, params = self.count_sql(selection)
+        if at_most is not None:
+            sql = f"SELECT 1 FROM ({sql}) rows LIMIT {at_most:d}"  # noqa: S608
         with connection.cursor() as cursor:
             cursor.execute(f"SELECT COUNT(*) FROM ({sql}) counted", params)  # noqa: S608
             return int(cursor.fetchone()[0])
@@ -119,6 +145,28 @@ def has_device(rows: str, params: dict[str, Any], device_ids: Sequence[str]) -> 
 
 
 FETCH_ROWS = 2000
+
+
+@contextmanager
+def copy_texts(
+    sql: str, params: dict[str, Any], seconds: int | None = None
+) -> Iterator[Iterator[Sequence[Any]]]:
+    """Streams a query's rows from PostgreSQL as texts, in bounded memory.
+
+    COPY runs in parallel and may sort on disk, where a cursor does neither well. `seconds` end the
+    statement.
+    """
+    connection.ensure_connection()
+    with (
+        connection.wrap_database_errors,
+        connection.connection.transaction(),
+        psycopg.Cursor(connection.connection) as cursor,
+    ):
+        cursor.execute("SET LOCAL work_mem = '64MB'")
+        if seconds is not None:
+            cursor.execute(f"SET LOCAL statement_timeout = {seconds * 1000:d}")
+        with cursor.copy(f"COPY ({sql}) TO STDOUT", params) as copy:
+            yield copy.rows()
 
 
 @contextmanager

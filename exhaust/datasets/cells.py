@@ -4,15 +4,18 @@ Both make the same text. An empty cell is None. Only CSV escapes formulas, with 
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Context, Decimal
 from json.encoder import encode_basestring
+from types import MappingProxyType
 from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
+
+from exhaust.datasets.local_time import format_local, format_time_sql
 
 Kind = Literal["text", "number", "whole", "json", "time", "uuid"]
 
@@ -32,11 +35,20 @@ class Column:
     description: str
     needs_consent: bool = False
     is_personal: bool = False
+    zone: str = "UTC"  # of a time
+
+    def in_zone(self, zone: str) -> "Column":
+        """The column with its times in a time zone."""
+        if self.kind != "time":
+            return self
+        return replace(
+            self, zone=zone, description=self.description.replace("in UTC", f"in {zone}")
+        )
 
 
 # a spreadsheet runs text that begins like this, except plain numbers and phone numbers
-_FORMULA_STARTS = "=+@\t\r\n＝＋－＠-"  # noqa: RUF001
-_FORMULA_PATTERN = rf"^(?![+-]?[0-9][0-9 ().,-]*$)[{_FORMULA_STARTS}]"
+FORMULA_STARTS = "=+@\t\r\n＝＋－＠-"  # noqa: RUF001
+_FORMULA_PATTERN = rf"^(?![+-]?[0-9][0-9 ().,-]*$)[{FORMULA_STARTS}]"
 _formula_regex = re.compile(_FORMULA_PATTERN.replace("$)", r"\Z)"))
 
 
@@ -76,19 +88,33 @@ is_number = re.compile(NUMBER_PATTERN).fullmatch
 
 
 def cells_sql(
-    columns: Sequence[Column], refused_sql: str, event: str = "e", *, escape_formulas: bool = False
+    columns: Sequence[Column],
+    refused_sql: str,
+    event: str = "e",
+    *,
+    envelope_sql: Mapping[str, str] = MappingProxyType({}),
+    escape_formulas: bool = False,
 ) -> list[str]:
     """PostgreSQL expressions for the cells, over the table aliases of `joins_sql`.
 
-    `refused_sql` is the condition that blanks `needs_consent` cells.
+    `refused_sql` is the condition that blanks `needs_consent` cells. `envelope_sql` has the
+    expressions of envelope fields that are no columns of `event`.
     """
     text_sql = _ESCAPED_TEXT_SQL if escape_formulas else "NULLIF({}, '')"
-    return [_cell_sql(column, event, refused_sql, text_sql) for column in columns]
+    objects = _find_objects(columns)
+    cells = []
+    for column in columns:
+        name = column.path[0]
+        value_sql, is_jsonb = envelope_sql.get(name, f"{event}.{name}"), name == "payload"
+        if len(column.path) > 1:
+            value_sql, is_jsonb = objects[column.path[:-1]].select(column.path[-1])
+        cells.append(_cell_sql(column, value_sql, is_jsonb, refused_sql, text_sql))
+    return cells
 
 
 # compares the first character's code: nearly every cell needs no regular expression
 _ESCAPED_TEXT_SQL = (
-    f"CASE WHEN ascii({{0}}) IN ({', '.join(str(ord(sign)) for sign in _FORMULA_STARTS)})"
+    f"CASE WHEN ascii({{0}}) IN ({', '.join(str(ord(sign)) for sign in FORMULA_STARTS)})"
     rf" THEN regexp_replace({{0}}, '{_FORMULA_PATTERN}', '''\&') ELSE NULLIF({{0}}, '') END"
 )
 
@@ -99,44 +125,60 @@ def joins_sql(columns: Sequence[Column], event: str = "e") -> str:
     Every path access would unpack the whole payload again, at half the rate.
     """
     joins: list[str] = []
-    for path, fields in _json_objects(columns).items():
-        source = f"{event}.payload" if path == ("payload",) else _value_sql(path)
-        definitions = ", ".join(f'"{name}" {kind}' for name, kind in fields.items())
+    objects = _find_objects(columns)
+    for path, json_object in objects.items():
+        source = f"{event}.payload"
+        if len(path) > 1:
+            source, _ = objects[path[:-1]].select(path[-1])
+        definitions = ", ".join(
+            f"{_quote_name(name)} {'jsonb' if is_jsonb else 'text'}"
+            for name, is_jsonb in json_object.fields.items()
+        )
         joins.append(
             f"LEFT JOIN LATERAL jsonb_to_record(CASE WHEN jsonb_typeof({source}) = 'object'"
-            f" THEN {source} END) AS {_object_alias(path)}({definitions}) ON true"
+            f" THEN {source} END) AS {json_object.alias}({definitions}) ON true"
         )
     return "\n".join(joins)
 
 
-def _json_objects(columns: Sequence[Column]) -> dict[tuple[str, ...], dict[str, str]]:
-    """Each JSON object that a column reads: its path, its fields and their types."""
-    records: dict[tuple[str, ...], dict[str, str]] = {}
+@dataclass(frozen=True)
+class _JsonObject:
+    """A JSON object that columns read: the alias of its join, and its fields."""
+
+    alias: str
+    fields: dict[str, bool]  # whether a field is read as jsonb, not as text
+
+    def select(self, name: str) -> tuple[str, bool]:
+        """Returns the SQL of a field, and whether it is jsonb."""
+        return f"{self.alias}.{_quote_name(name)}", self.fields[name]
+
+
+def _find_objects(columns: Sequence[Column]) -> dict[tuple[str, ...], _JsonObject]:
+    """Each JSON object that a column reads, by its path, the outer ones first."""
+    objects: dict[tuple[str, ...], _JsonObject] = {}
     for column in columns:
         if column.path[0] != "payload":
             continue
         for depth in range(1, len(column.path)):
-            fields = records.setdefault(column.path[:depth], {})
+            path, name = column.path[:depth], column.path[depth]
+            # a number: paths joined by a letter could be equal, and PostgreSQL cuts long names
+            fields = objects.setdefault(path, _JsonObject(f"json_{len(objects)}", {})).fields
             is_leaf = depth == len(column.path) - 1 and column.kind in {"text", "number"}
-            fields[column.path[depth]] = "text" if is_leaf else "jsonb"
-    return dict(sorted(records.items(), key=lambda item: len(item[0])))
+            fields[name] = fields.get(name, False) or not is_leaf
+    return dict(sorted(objects.items(), key=lambda item: len(item[0])))
 
 
-def _object_alias(path: tuple[str, ...]) -> str:
-    return "_".join(path)
+def _quote_name(name: str) -> str:
+    """Returns a field's name as a quoted identifier in a statement with parameters."""
+    return '"' + name.replace('"', '""').replace("%", "%%") + '"'
 
 
-def _value_sql(path: tuple[str, ...]) -> str:
-    return f'{_object_alias(path[:-1])}."{path[-1]}"'
-
-
-def _cell_sql(column: Column, event: str, refused_sql: str, text_sql: str) -> str:
-    value_sql = _value_sql(column.path) if len(column.path) > 1 else f"{event}.{column.path[0]}"
+def _cell_sql(
+    column: Column, value_sql: str, is_jsonb: bool, refused_sql: str, text_sql: str
+) -> str:
     match column.kind:
         case "time":
-            cell_sql = (
-                f"to_char({value_sql} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
-            )
+            cell_sql = format_time_sql(value_sql, column.zone)
         case "json":
             cell_sql = f"NULLIF({value_sql}::text, 'null')"
         case "uuid":
@@ -149,7 +191,7 @@ def _cell_sql(column: Column, event: str, refused_sql: str, text_sql: str) -> st
                 f" ELSE {as_text} END"
             )
         case _:
-            cell_sql = text_sql.format(value_sql)
+            cell_sql = text_sql.format(f"({value_sql} #>> '{{}}')" if is_jsonb else value_sql)
     if column.needs_consent:
         cell_sql = f"CASE WHEN NOT {refused_sql} THEN {cell_sql} END"
     return cell_sql
@@ -167,8 +209,10 @@ def make_cell_reader(
 ) -> Callable[[dict[str, Any], str, bool], list[Cell]]:
     """Makes a function from (envelope, payload text, is_refused) to the cells."""
 
+    reads_payload = any(column.path[0] == "payload" for column in columns)
+
     def read_cells(envelope: dict[str, Any], payload: str, is_refused: bool) -> list[Cell]:
-        payload_root = {"payload": decode_json(payload)}
+        payload_root = {"payload": decode_json(payload) if reads_payload else None}
         cells: list[Cell] = []
         for column in columns:
             if column.needs_consent and is_refused:
@@ -177,17 +221,19 @@ def make_cell_reader(
             value: Any = payload_root if column.path[0] == "payload" else envelope
             for name in column.path:
                 value = value.get(name) if isinstance(value, dict) else None
-            cells.append(_format_cell(column.kind, value))
+            cells.append(_format_cell(column, value))
         return cells
 
     return read_cells
 
 
-def _format_cell(kind: Kind, value: Any) -> Cell:
+def _format_cell(column: Column, value: Any) -> Cell:
+    kind = column.kind
     if value is None:
         return None
     if kind == "time":
-        return format_time(value)
+        text = format_time(value)
+        return text if column.zone == "UTC" else format_local(text, column.zone)
     if kind == "json":
         return format_json(value)
     if kind == "uuid":

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from exhaust.datasets.arrivals import APPLICATION_SQL, POSITION_SQL, FeedDataset
+from exhaust.datasets.arrivals import FeedDataset
 from exhaust.datasets.cells import Column, decode_json, format_json
-from exhaust.datasets.response import CONSENT_REFUSED_SQL
+from exhaust.datasets.event_table import CONSENT_REFUSED_SQL, ENVELOPE_SQL
 from exhaust.datasets.selection import Selection
 
 
@@ -18,20 +18,7 @@ class EventsDataset(FeedDataset):
     optional_fields = ("conversationId", "types", "application", "since")
     table = "ingest_storedevent"
     time_column = "occurred_at"
-    sql_fields = {
-        "identity": "e.identity",
-        "position": POSITION_SQL,
-        "type": "e.type",
-        "source": "e.source",
-        "application": APPLICATION_SQL,
-        "conversation": (
-            "(SELECT c.identifier FROM ingest_conversation c WHERE c.id = e.conversation_id)"
-        ),
-        "device_id": "e.device_id",
-        "session_id": "e.session_id",
-        "occurred_at": "e.occurred_at",
-        "received_at": "e.received_at",
-    }
+    sql_fields = {name: sql for name, sql in ENVELOPE_SQL.items() if name != "conversation_name"}
     refused_sql = f"(e.is_answer AND {CONSENT_REFUSED_SQL})"
     payload_sql = (
         f"CASE WHEN {refused_sql} AND jsonb_typeof(e.payload -> 'edata') = 'object'"

@@ -6,7 +6,7 @@ from typing import Any
 from django.db import connection
 
 from exhaust.datasets.base import Dataset, stream_rows
-from exhaust.datasets.cells import Cell, Column, format_time
+from exhaust.datasets.cells import Cell, Column, make_cell_reader
 from exhaust.datasets.selection import Selection
 from ingest.privacy.encryption import decrypt
 
@@ -18,6 +18,7 @@ class ParticipantsDataset(Dataset):
     scope = "export:private"
     name_suffix = "userinfo"
     required_fields = ("conversationId",)
+    default_days = "ever"
     unsupported_reasons = {
         "since": "Names and consent may have changed since: leave it out, and take the new file"
         " in place of the old one.",
@@ -36,6 +37,22 @@ class ParticipantsDataset(Dataset):
         Column("First Seen", "time", ("first_seen",), "First event in your range, in UTC."),
         Column("Last Seen", "time", ("last_seen",), "Last event in your range, in UTC."),
     )  # fmt: skip
+    legacy_columns = (
+        Column(
+            "Decrypted Device ID", "text", ("decrypted_device_id",),
+            "phone: and the number with consent, else the device.", is_personal=True,
+        ),
+        Column("Encrypted Device ID", "text", ("encrypted_device_id",), "Always empty."),
+        Column(
+            "Device UUID", "text", ("device_id",), "The key to the response file.", is_personal=True
+        ),
+    )  # fmt: skip
+    layouts = {
+        "uci-2022": [
+            "Conversation ID", "Conversation Name", "Decrypted Device ID", "Encrypted Device ID",
+            "Device UUID",
+        ]
+    }  # fmt: skip
 
     def iterate_rows(self, selection: Selection) -> Iterator[list[Cell]]:
         where, params = selection.event_filter()
@@ -52,18 +69,25 @@ class ParticipantsDataset(Dataset):
                    ON p.channel_id = %(channel)s AND p.device_id = seen.device_id
             ORDER BY seen.first_seen, seen.device_id{collation}{selection.limit_clause}
         """  # noqa: S608
-        name = selection.conversation_name or None
+        read_cells = make_cell_reader(self.columns)
+        shows_phone = any(
+            column.path[0] in {"phone", "decrypted_device_id"} for column in self.columns
+        )
         with stream_rows(sql, params) as rows:
-            for device_id, user_name, encrypted_phone, first_seen, last_seen in rows:
-                yield [
-                    selection.conversation,
-                    name,
-                    selection.displayed_device_id(device_id),
-                    user_name or None,
-                    decrypt(encrypted_phone).decode() if encrypted_phone else None,
-                    format_time(first_seen),
-                    format_time(last_seen),
-                ]
+            for stored_device_id, user_name, encrypted_phone, first_seen, last_seen in rows:
+                device_id = selection.displayed_device_id(stored_device_id)
+                phone = decrypt(encrypted_phone).decode() if shows_phone and encrypted_phone else ""
+                row = {
+                    "conversation": selection.conversation,
+                    "conversation_name": selection.conversation_name,
+                    "device_id": device_id,
+                    "decrypted_device_id": f"phone:{phone}" if phone else device_id,
+                    "user_name": user_name,
+                    "phone": phone,
+                    "first_seen": first_seen,
+                    "last_seen": last_seen,
+                }
+                yield read_cells(row, "null", False)
 
     def count_sql(self, selection: Selection) -> tuple[str, dict[str, Any]]:
         where, params = selection.event_filter()

@@ -7,8 +7,10 @@ from typing import Any
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import Selection, day_range
 from exhaust.datasets.supplement import find_since_xid
-from ingest.models import Application, Channel, Conversation
+from ingest.models import Application, Channel, Conversation, StoredEvent
 from ingest.privacy import device_hash
+
+FIRST_DAY, LAST_DAY = "1970-01-01", "9000-12-31"  # of a request for all days
 
 
 def resolve_selection(
@@ -28,8 +30,8 @@ def resolve_selection(
         channel=channel_id, identifier=conversation_id
     ).first()
     start, end = day_range(
-        date.fromisoformat(config["startDate"]),
-        date.fromisoformat(config["endDate"]),
+        date.fromisoformat(config.get("startDate") or FIRST_DAY),
+        date.fromisoformat(config.get("endDate") or LAST_DAY),
         config.get("timezone") or "UTC",
     )
     return Selection(
@@ -41,10 +43,16 @@ def resolve_selection(
         end=end,
         watermark=watermark,
         since_xid=0 if since is None else find_since_xid(dataset, channel_id, since),
-        types=tuple(sorted({str(name) for name in config.get("types") or ()})),
+        types=tuple(sorted({str(name) for name in config.get("types") or dataset.types})),
         application_id=_find_application_id(channel_id, config),
         limit=limit,
         device_key=fetch_device_key(channel_id),
+        shares_events=conversation is not None
+        and StoredEvent.objects.filter(
+            channel_id=channel_id,
+            other_conversations__isnull=False,
+            other_conversations__contains=f",{conversation.pk},",
+        ).exists(),
     )
 
 

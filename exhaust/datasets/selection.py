@@ -9,6 +9,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django.db import connection
 
+from exhaust.feed import vocabulary
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -26,6 +28,7 @@ class Selection:
     application_id: int | None = None  # 0 for an unknown one, None for all
     limit: int | None = None
     device_key: bytes | None = field(default=None, repr=False)  # to hash devices with
+    shares_events: bool = False  # whether some are in another conversation first
 
     def event_filter(self, alias: str = "e") -> tuple[str, dict[str, Any]]:
         """The SQL condition on events and its parameters.
@@ -39,12 +42,22 @@ class Selection:
             f" OR {alias}.superseded_xid >= %(watermark)s{xid_cast})"
         )
         if self.conversation_id is not None:
-            where += f" AND {alias}.conversation_id = %(conversation_pk)s"
+            is_inside = f"{alias}.conversation_id = %(conversation_pk)s"
             params["conversation_pk"] = self.conversation_id
+            if self.shares_events:
+                is_inside = f"({is_inside} OR {alias}.other_conversations LIKE %(shared)s)"
+                params["shared"] = f"%,{self.conversation_id},%"
+            where += f" AND {is_inside}"
         if self.types:
-            type_params = {f"type_{number}": name for number, name in enumerate(self.types)}
-            where += f" AND {alias}.type IN ({', '.join(f'%({name})s' for name in type_params)})"
-            params |= type_params
+            types, table = vocabulary.expand_types(self.types)
+            listed = {f"type_{number}": name for number, name in enumerate(types)}
+            others = {f"other_{number}": name for number, name in enumerate(table)}
+            is_selected = f"{alias}.type IN ({', '.join(f'%({name})s' for name in listed)})"
+            if others:
+                named = ", ".join(f"%({name})s" for name in others)
+                is_selected = f"({is_selected} OR {alias}.type NOT IN ({named}))"
+            where += f" AND {is_selected}"
+            params |= listed | others
         return where, params
 
     def base_filter(self, time_column: str, alias: str = "e") -> tuple[str, dict[str, Any]]:

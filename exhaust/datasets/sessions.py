@@ -56,7 +56,7 @@ class SessionsDataset(FeedDataset):
         Column("Parent Session ID", "uuid", ("parent",), "The session that it became a part of."),
         Column("Application", "text", ("application",), "The application that sent it."),
         Column("Device ID", "text", ("device_id",), "The device of the session.", is_personal=True),
-        Column("Sender Session ID", "text", ("sender_session_id",), "The first one that arrived."),
+        Column("Sender Session ID", "text", ("sender_session_id",), "The sender's own id of it."),
         Column("Start", "time", ("started_at",), "Its first event, in UTC."),
         Column("End", "time", ("ended_at",), "Its last event, in UTC."),
         Column("Close Time", "time", ("closes_at",), "When no event can extend it any more."),

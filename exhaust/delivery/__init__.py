@@ -1,1 +1,1 @@
-"""Pushes events to destinations, and calls back when a job ends."""
+"""Pushes the feed and sends files to destinations, and calls back when a job ends."""

@@ -9,18 +9,20 @@ from django.db.models import Q, QuerySet
 
 from exhaust.delivery import session_documents
 from exhaust.delivery.kinds import kind_of
-from exhaust.feed import documents
+from exhaust.feed import documents, pages, vocabulary
 from exhaust.feed.pages import TABLES
 from exhaust.models import Delivery, Destination
 from ingest.feed import reader, values
+from ingest.feed.reader import Window
 from ingest.feed.values import FeedPosition
 from ingest.feed.watermark import fetch_end_position, fetch_watermark
-from ingest.models import Session, StoredEvent
 from ingest.times import from_microseconds
 
 MAX_BATCH_DOCUMENTS = 1_000
 MAX_BATCH_BYTES = 896_000
 FIRST_READ_ROWS = 200
+SEARCH_SECONDS = 1.0  # for a batch; the destination's next turn goes on from there
+COUNT_SECONDS = 0.2
 MAX_COUNTED = 10_000  # waiting documents
 
 
@@ -39,7 +41,7 @@ class Batch(NamedTuple):
 
     documents: list[Document]
     end_position: FeedPosition  # of the last one, or of all that was read
-    is_full: bool
+    has_more: bool  # after it; also where the search found none so far
 
 
 def read_batch(destination: Destination, limit: int, position: FeedPosition) -> Batch:
@@ -47,30 +49,37 @@ def read_batch(destination: Destination, limit: int, position: FeedPosition) -> 
     watermark_xid = fetch_watermark()
     documents: list[Document] = []
     size, count = 0, FIRST_READ_ROWS
-    while True:
-        rows = build_documents(
-            destination,
-            reader.select_after(_select_rows(destination, watermark_xid), position, watermark_xid)[
-                :count
-            ],
-        )
-        for document in rows:
-            size += len(document.wire_bytes)
-            if documents and size > MAX_BATCH_BYTES:
-                return Batch(documents, documents[-1].position, is_full=True)
-            documents.append(document)
-            if len(documents) >= limit:
-                return Batch(documents, document.position, is_full=True)
-        if len(rows) < count:
-            # nothing is ever added below the watermark
-            end_position = _fetch_end_position(destination, watermark_xid)
-            return Batch(documents, max(position, end_position), is_full=False)
-        position = rows[-1].position
-        # enough to fill the batch if they are as long as those before, and a few more
-        count = min(
-            limit - len(documents),
-            (MAX_BATCH_BYTES - size) * len(documents) // size + FIRST_READ_ROWS // 10,
-        )
+    wanted = _select_rows(destination, watermark_xid)
+    every = pages.select_rows(destination.channel_id, destination.resource)
+    for window in reader.iterate_windows(every, position, watermark_xid, SEARCH_SECONDS):
+        rest = window
+        while True:
+            rows = build_documents(
+                destination, reader.select_window(wanted, rest, watermark_xid)[:count]
+            )
+            for document in rows:
+                size += len(document.wire_bytes)
+                if documents and size > MAX_BATCH_BYTES:
+                    return Batch(documents, documents[-1].position, has_more=True)
+                documents.append(document)
+                if len(documents) >= limit:
+                    return Batch(documents, document.position, has_more=True)
+            if len(rows) < count:
+                break
+            rest = Window(rows[-1].position, window.end)
+            # enough to fill the batch if they are as long as those before, and a few more
+            count = min(
+                limit - len(documents),
+                (MAX_BATCH_BYTES - size) * len(documents) // size + FIRST_READ_ROWS // 10,
+            )
+        if window.end is None:
+            break
+        position = window.end
+    else:
+        return Batch(documents, position, has_more=True)
+    # nothing is ever added below the watermark
+    end_position = _fetch_end_position(destination, watermark_xid)
+    return Batch(documents, max(rest.start, end_position), has_more=False)
 
 
 def rebuild_documents(destination: Destination, delivery: Delivery) -> list[Document]:
@@ -93,25 +102,32 @@ def rebuild_documents(destination: Destination, delivery: Delivery) -> list[Docu
 
 
 def count_waiting(destination: Destination) -> tuple[int, datetime | None]:
-    """Returns how many documents wait, up to `MAX_COUNTED`, and since when the first one does."""
+    """Returns how many documents wait, up to `MAX_COUNTED`, and since when the first one does.
+
+    After `COUNT_SECONDS` it stops: more may wait then. If it found none, it returns since when the
+    rest of the feed waits to be searched.
+    """
     watermark_xid = fetch_watermark()
-    waiting = reader.select_after(
-        _select_rows(destination, watermark_xid),
-        FeedPosition(destination.cursor_xid, destination.cursor_id),
-        watermark_xid,
-    )
-    field = (
-        "modified_at" if destination.resource == Destination.Resource.SESSIONS else "received_at"
-    )
-    since: datetime | None = waiting.values_list(field, flat=True).first()
-    return (waiting[:MAX_COUNTED].count() if since else 0), since
+    wanted = _select_rows(destination, watermark_xid)
+    every = pages.select_rows(destination.channel_id, destination.resource)
+    position = FeedPosition(destination.cursor_xid, destination.cursor_id)
+    field = _time_field(destination)
+    count, since = 0, None
+    for window in reader.iterate_windows(every, position, watermark_xid, COUNT_SECONDS):
+        waiting = reader.select_window(wanted, window, watermark_xid)
+        since = since or waiting.values_list(field, flat=True).first()
+        if since:
+            count += waiting[: MAX_COUNTED - count].count()
+        if count == MAX_COUNTED or window.end is None:
+            return count, since
+        position = window.end
+    rest = reader.select_after(every, position, watermark_xid)
+    return count, since or rest.values_list(field, flat=True).first()
 
 
 def find_position_at(destination: Destination, moment: datetime) -> FeedPosition:
     """Returns the position before the first document that arrived or changed since then."""
-    field = (
-        "modified_at" if destination.resource == Destination.Resource.SESSIONS else "received_at"
-    )
+    field = _time_field(destination)
     watermark_xid = fetch_watermark()
     rows = reader.select_after(
         _select_rows(destination, watermark_xid), values.START, watermark_xid
@@ -126,15 +142,25 @@ def _fetch_end_position(destination: Destination, watermark_xid: int) -> FeedPos
     return fetch_end_position(TABLES[destination.resource], destination.channel_id, watermark_xid)
 
 
+def _time_field(destination: Destination) -> str:
+    """Returns the field that tells since when a reader could read a row."""
+    is_session = destination.resource == Destination.Resource.SESSIONS
+    return "modified_at" if is_session else "received_at"
+
+
 def _select_rows(destination: Destination, watermark_xid: int) -> "QuerySet[Any]":
-    """Returns closed sessions, or current events, whatever their position."""
+    """Returns the closed sessions or current events that it wants, whatever their position."""
+    rows: QuerySet[Any] = pages.select_rows(destination.channel_id, destination.resource)
     if destination.resource == Destination.Resource.SESSIONS:
-        return Session.objects.filter(channel_id=destination.channel_id, closed=True)
-    visible = StoredEvent.objects.filter(
-        Q(superseded_xid__isnull=True) | Q(superseded_xid__gte=watermark_xid),
-        channel_id=destination.channel_id,
-    )
-    return visible.filter(type__in=destination.types) if destination.types else visible
+        rows = rows.filter(closed=True)
+    else:
+        rows = rows.filter(Q(superseded_xid__isnull=True) | Q(superseded_xid__gte=watermark_xid))
+        if destination.types:
+            rows = rows.filter(vocabulary.select_types(destination.types))
+    if destination.application:
+        application = pages.find_application(destination.channel_id, destination.application)
+        rows = rows.filter(application=application.pk if application else 0)
+    return rows
 
 
 def build_documents(destination: Destination, rows: "QuerySet[Any]") -> list[Document]:
@@ -145,7 +171,8 @@ def build_documents(destination: Destination, rows: "QuerySet[Any]") -> list[Doc
     else:
         event_rows = list(reader.stream_events(rows))
         identified = [
-            (row.identity, join_json_lines(documents.encode_event(row))) for row in event_rows
+            (row.identity, join_json_lines(documents.encode_event(row, *destination.types)))
+            for row in event_rows
         ]
         positions = [(row.position, from_microseconds(row.received_us)) for row in event_rows]
     return [

@@ -1,19 +1,27 @@
 """Destinations: validate, save, pause, resume, rewind, delete, and how far they lag."""
 
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from django.db import transaction
-from django.db.models import F, QuerySet
+from django.db.models import F, Min, QuerySet
 from django.db.models.functions import Now
 
-from exhaust.delivery import batches, http_client, pump, webhook
-from exhaust.delivery.kinds import KINDS, kind_of
+from exhaust.datasets import is_private
+from exhaust.delivery import batches, http_client, notices, pump, receiver_tests, webhook
+from exhaust.delivery.kinds import FEED_RESOURCES, KINDS
 from exhaust.feed import cursor
-from exhaust.feed.pages import FeedQuery, fetch_current_position, query_fingerprint
-from exhaust.models import DeadLetter, Delivery, Destination
+from exhaust.feed.pages import (
+    FeedQuery,
+    explain_unknown_application,
+    fetch_current_position,
+    query_fingerprint,
+)
+from exhaust.models import DeadLetter, Delivery, Destination, Job
 from ingest import audit, logs
 from ingest.db.clock import read_clock
 from ingest.events import RequestError
@@ -24,19 +32,25 @@ from ingest.privacy.encryption import encrypt
 
 log = logs.get_logger(__name__)
 EDITABLE_FIELDS = (
-    "kind", "resource", "types", "url", "method", "content_type", "user", "index", "doc_type",
+    "kind", "resource", "types", "application", "url", "method", "content_type", "user", "index",
+    "doc_type",
+    "bucket", "region", "host_key", "path", "allows_private",
 )  # fmt: skip
 _FIELD_CHOICES = {
     "kind": KINDS,
-    "resource": Destination.Resource.values,
     "method": Destination.Method.values,
     "content_type": Destination.ContentType.values,
 }
 MAX_DESTINATIONS = 50  # of a channel
+_NO_FILES = {"bucket": "", "region": "", "host_key": "", "path": "", "allows_private": False}
+_ALL_SCHEMES = (*http_client.HTTP, *http_client.SFTP)
 
 
 def validate(
-    destination: Destination, password: str | None = None, secret: str | None = None
+    destination: Destination,
+    password: str | None = None,
+    secret: str | None = None,
+    private_key: str | None = None,
 ) -> dict[str, str]:
     """Returns an error by field, with its remedy; empty for a valid destination."""
     errors: dict[str, str] = {}
@@ -47,46 +61,79 @@ def validate(
     for field, choices in _FIELD_CHOICES.items():
         if getattr(destination, field) not in choices:
             errors[field] = f"One of {', '.join(choices)}."
+    kind = KINDS.get(destination.kind)
+    resources = kind.resources if kind else FEED_RESOURCES
+    if destination.resource not in resources:
+        errors["resource"] = f"One of {', '.join(resources)}."
     path = ""
+    schemes = kind.schemes if kind else http_client.HTTP
     try:
-        target = http_client.parse_url(destination.url, destination.channel.identifier)
+        target = http_client.parse_url(destination.url, destination.channel.identifier, schemes)
     except http_client.AddressNotAllowed as error:
         errors["url"] = str(error)
     else:
         path = target.path.partition("?")[0]
-    if destination.kind in KINDS:
-        errors |= kind_of(destination).find_errors(destination, path)
+    if kind is not None:
+        errors |= kind.find_errors(destination, path)
     if destination.types and destination.resource != Destination.Resource.EVENTS:
         errors["types"] = "Only events are chosen by type."
     elif not isinstance(destination.types, list) or not all(
         isinstance(name, str) and 0 < len(name) <= 255 for name in destination.types
     ):
         errors["types"] = "Write a list of event types, each of 1 to 255 characters."
-    if ":" in destination.user or not destination.user.isprintable():
+    if destination.application and (
+        remedy := explain_unknown_application(destination.channel_id, destination.application)
+    ):
+        errors["application"] = remedy
+    is_basic = not destination.takes_files
+    for field in ("bucket", "host_key", "allows_private"):
+        if is_basic and getattr(destination, field):
+            errors[field] = "Only a destination for files has it; leave it out."
+    if (is_basic and ":" in destination.user) or not destination.user.isprintable():
         errors["user"] = "HTTP Basic allows no ':' in it."
     if password and not destination.user:
         errors["user"] = "Name the user whose password this is."
-    if secret and not webhook.is_secret(secret):
-        errors["secret"] = webhook.SECRET_RULE
+    if secret and not (webhook.is_secret(secret) and is_basic):
+        errors["secret"] = (
+            webhook.SECRET_RULE if is_basic else "Files are not signed; leave it out."
+        )
+    if private_key and (remedy := _check_private_key(destination, private_key)):
+        errors["private_key"] = remedy
     return errors
+
+
+def _check_private_key(destination: Destination, text: str) -> str:
+    if destination.kind != Destination.Kind.SFTP:
+        return "Only an SFTP server has one; leave it out."
+    from exhaust.delivery.sftp import check_private_key  # it loads asyncssh
+
+    return check_private_key(text)
 
 
 @transaction.atomic
 def save(
-    destination: Destination, password: str | None = None, secret: str | None = None
+    destination: Destination,
+    password: str | None = None,
+    secret: str | None = None,
+    private_key: str | None = None,
 ) -> Destination:
     """Creates a destination that starts now, or changes the one of this channel and name.
 
-    A password or secret that is None is kept while the receiver's host and the user stay the same,
-    so that no other receiver gets it; an empty one is removed. A changed destination keeps its
-    cursor, unless its resource changed: then it starts now. Raises `RequestError` (409) where the
-    channel has as many as it may.
+    A password, secret or key that is None is kept while the receiver's host and the user stay the
+    same, so that no other receiver gets it; an empty one is removed. A changed destination keeps
+    its cursor, unless its resource changed: then it starts now. One for files is tested next, and
+    what waits for it is tried again. Raises `RequestError` (409) where the channel has as many as
+    it may.
     """
     require_room(destination, MAX_DESTINATIONS)
     fields = {field: getattr(destination, field) for field in EDITABLE_FIELDS}
     fields["types"] = sorted(set(destination.types))
+    if not destination.takes_files:
+        fields |= _NO_FILES
     changed: list[str] = []
-    position = fetch_current_position(destination.channel_id, destination.resource)
+    position = START
+    if not destination.takes_files:
+        position = fetch_current_position(destination.channel_id, destination.resource)
     stored, is_new = Destination.objects.select_for_update().get_or_create(
         channel_id=destination.channel_id,
         name=destination.name,
@@ -98,13 +145,18 @@ def save(
             destination.user,
         ):
             stored.encrypted_password = stored.encrypted_secret = None
+            stored.encrypted_private_key = None
+        elif not destination.host_key:
+            fields["host_key"] = stored.host_key
         if stored.resource != destination.resource:
             stored.cursor_xid, stored.cursor_id = position
             stored.dead_letters.all().delete()  # they name rows of another table
         changed = sorted(
             field for field, value in fields.items() if getattr(stored, field) != value
         )
-        if changed:
+        if stored.takes_files and destination.takes_files:
+            _hasten_files(stored)
+        elif changed:
             _fence(stored, "The destination was changed.")
         for field, value in fields.items():
             setattr(stored, field, value)
@@ -112,11 +164,17 @@ def save(
         stored.encrypted_password = encrypt(password.encode()) if password else None
     if secret is not None:
         stored.encrypted_secret = encrypt(secret.encode()) if secret else None
+    if private_key is not None:
+        stored.encrypted_private_key = encrypt(private_key.encode()) if private_key else None
     stored.save()
     # the audit log names the receiver's host; its path may hold a secret
     changed += [
         field_name
-        for field_name, given_value in (("password", password), ("secret", secret))
+        for field_name, given_value in (
+            ("password", password),
+            ("secret", secret),
+            ("private_key", private_key),
+        )
         if given_value
     ]
     host = (_parse_origin(stored.url) or ("", ""))[1]
@@ -124,6 +182,9 @@ def save(
         _record("destination.created", stored, host=host, resource=stored.resource)
     elif changed:
         _record("destination.changed", stored, host=host, fields=changed)
+    if stored.takes_files:
+        with suppress(RequestError):  # another one is being tested; this one is on request
+            receiver_tests.request_test(stored)
     return stored
 
 
@@ -139,7 +200,7 @@ def _record(action: str, destination: Destination, outcome: str = "done", **deta
 
 def _parse_origin(url: str) -> tuple[str, str, int] | None:
     try:
-        target = http_client.split_url(url)
+        target = http_client.split_url(url, _ALL_SCHEMES)
     except http_client.AddressNotAllowed:
         return None
     return target.scheme, target.host, target.port
@@ -151,7 +212,7 @@ def describe_host(destination: Destination) -> str:
     A name in other letters stays `xn--…`, so that none looks like another.
     """
     try:
-        return http_client.split_url(destination.url).authority
+        return http_client.split_url(destination.url, _ALL_SCHEMES).authority
     except http_client.AddressNotAllowed:
         return "no host: its address is no longer allowed"
 
@@ -164,6 +225,13 @@ def _fence(destination: Destination, why: str) -> None:
     destination.batch_limit = None
     destination.deliveries.filter(status=Delivery.Status.FAILING).update(
         status=Delivery.Status.DEAD, error=why, ended_at=Now()
+    )
+
+
+def _hasten_files(destination: Destination) -> None:
+    """Takes the leases from workers that deliver files, and makes the deliveries due."""
+    find_file_deliveries(destination).filter(status=Delivery.Status.FAILING).update(
+        fencing_token=F("fencing_token") + 1, lease_until=None, next_at=Now(), documents=0
     )
 
 
@@ -201,6 +269,7 @@ def resume(destination: Destination) -> bool:
     stored.paused_at, stored.disabled_reason, stored.failures = None, "", 0
     stored.next_at = read_clock()
     stored.save()
+    _hasten_files(stored)
     _record("destination.resumed", stored)
     return True
 
@@ -212,6 +281,7 @@ def rewind(destination: Destination, position: FeedPosition) -> None:
     The start is the oldest kept event. Raises `RequestError` (410) where events after the position
     were pruned.
     """
+    _require_feed(destination)
     stored = _lock_row(destination)
     if stored.resource == Destination.Resource.EVENTS:
         if position == START:
@@ -230,9 +300,21 @@ def disable(destination: Destination, reason: str) -> None:
     destination.disabled_reason = reason
     destination.save()
     log.error("destination.disabled", destination=destination.pk)
+    notices.announce_destination(destination)
+
+
+def _require_feed(destination: Destination) -> None:
+    if destination.takes_files:
+        raise RequestError(
+            "conflict",
+            "Files have no position to go back to; requeue sends those that failed, and a new"
+            " export the others.",
+            409,
+        )
 
 
 def find_position_at(destination: Destination, at: datetime) -> FeedPosition:
+    _require_feed(destination)
     return batches.find_position_at(destination, at)
 
 
@@ -241,6 +323,7 @@ def decode_cursor(destination: Destination, text: str) -> FeedPosition:
 
     Raises `RequestError`: 400 for any other, 409 where the database was set back to before it.
     """
+    _require_feed(destination)
     if not text:
         return START
     position = FeedPosition(*cursor.decode(text, _query_fingerprint(destination)))
@@ -249,7 +332,9 @@ def decode_cursor(destination: Destination, text: str) -> FeedPosition:
 
 
 def encode_cursor(destination: Destination) -> str:
-    """Returns the cursor, with which a pull of the same resource and types continues too."""
+    """Returns the cursor, with which a pull of the same filters continues too."""
+    if destination.takes_files:
+        return ""
     return cursor.encode(
         [destination.cursor_xid, destination.cursor_id], _query_fingerprint(destination)
     )
@@ -257,7 +342,12 @@ def encode_cursor(destination: Destination) -> str:
 
 def _query_fingerprint(destination: Destination) -> list[Any]:
     return query_fingerprint(
-        FeedQuery(destination.channel_id, destination.resource, types=tuple(destination.types))
+        FeedQuery(
+            destination.channel_id,
+            destination.resource,
+            types=tuple(destination.types),
+            application=destination.application,
+        )
     )
 
 
@@ -273,23 +363,67 @@ def requeue_dead_letters(dead_letters: "QuerySet[DeadLetter]") -> int:
     return count
 
 
+@transaction.atomic
+def requeue(destination: Destination) -> int:
+    """Sends once more what the receiver rejected for good: dead letters, or files of exports.
+
+    Returns how many.
+    """
+    if not destination.takes_files:
+        return requeue_dead_letters(destination.dead_letters.all())
+    dead = find_file_deliveries(destination).filter(status=Delivery.Status.DEAD)
+    count = dead.update(
+        status=Delivery.Status.FAILING,
+        attempt=0,
+        documents=0,
+        error="",
+        ended_at=None,
+        next_at=Now(),
+        fencing_token=F("fencing_token") + 1,
+    )
+    _record("destination.dead_letters_requeued", destination)
+    return count
+
+
 def count_dead_letters(destination: Destination) -> int:
-    """Returns how many documents the receiver rejected for good, up to `batches.MAX_COUNTED`."""
+    """Returns how many documents the receiver rejected for good, up to `batches.MAX_COUNTED`; of
+    one for files, how many exports it never got."""
+    if destination.takes_files:
+        dead = find_file_deliveries(destination).filter(status=Delivery.Status.DEAD)
+        return dead[: batches.MAX_COUNTED].count()
     return destination.dead_letters.filter(delivered_at=None)[: batches.MAX_COUNTED].count()
 
 
 @dataclass(frozen=True)
 class Lag:
-    """The documents that a destination has not got yet."""
+    """The documents, or the exports, that a destination has not got yet."""
 
     documents: int  # up to `batches.MAX_COUNTED`
     seconds: float  # since then the first one waits
 
 
 def measure_lag(destination: Destination) -> Lag:
-    count, since = batches.count_waiting(destination)
+    if destination.takes_files:
+        waiting = find_file_deliveries(destination).filter(status=Delivery.Status.FAILING)
+        count, since = waiting.count(), waiting.aggregate(since=Min("created_at"))["since"]
+    else:
+        count, since = batches.count_waiting(destination)
     age = (read_clock() - since).total_seconds() if since else 0.0
     return Lag(count, max(0.0, age))
+
+
+def measure_lags(rows: Iterable[Destination]) -> list[Lag]:
+    """Returns the lags of a channel's destinations. One at the end of its feed takes no query."""
+    ends: dict[str, FeedPosition] = {}
+    lags = []
+    for row in rows:
+        if not row.takes_files and row.resource not in ends:
+            ends[row.resource] = fetch_current_position(row.channel_id, row.resource)
+        is_at_end = not row.takes_files and ends[row.resource] <= FeedPosition(
+            row.cursor_xid, row.cursor_id
+        )
+        lags.append(Lag(0, 0.0) if is_at_end else measure_lag(row))
+    return lags
 
 
 def determine_state(destination: Destination) -> str:
@@ -298,7 +432,7 @@ def determine_state(destination: Destination) -> str:
         return "disabled"
     if destination.paused_at is not None:
         return "paused"
-    if destination.failures >= pump.CIRCUIT_BREAKER_FAILURES:
+    if destination.failures >= pump.CIRCUIT_BREAKER_FAILURES and not destination.takes_files:
         return "circuit_open"
     return "failing" if destination.failures else "working"
 
@@ -310,6 +444,42 @@ def find(channel_id: int, name: str) -> Destination | None:
         Destination.objects.select_related("channel")
         .filter(channel_id=channel_id, name=name)
         .first()
+    )
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def find_file_deliveries(destination: Destination) -> QuerySet[Delivery]:
+    """Returns the exports for a destination."""
+    return destination.deliveries.filter(kind=Delivery.Kind.FILES)
+
+
+def explain_unusable(channel_id: int, name: str, dataset: str, own_scope: str = "") -> str:
+    """Returns why a destination cannot get the files of a dataset; empty where it can."""
+    destination = find(channel_id, name)
+    if destination is None or not destination.takes_files:
+        return "This channel has no destination for files of that name; name one it has."
+    if is_private(dataset, own_scope) and not destination.allows_private:
+        return (
+            "This destination may get no private files; an administrator saves it with"
+            " allowsPrivate, or you name another one."
+        )
+    return ""
+
+
+def create_file_delivery(job: Job) -> Delivery:
+    """Writes the delivery of the files of a job that has just succeeded. It is due at once."""
+    error = explain_unusable(job.channel_id, job.deliver_to, job.dataset, job.own_scope)
+    return Delivery.objects.create(
+        channel_id=job.channel_id,
+        destination=None if error else find(job.channel_id, job.deliver_to),
+        kind=Delivery.Kind.FILES,
+        job=job,
+        job_status=job.status,
+        status=Delivery.Status.DEAD if error else Delivery.Status.FAILING,
+        error=error,
+        ended_at=read_clock() if error else None,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from exhaust.feed.documents import encode
+from ingest.events import format_count
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 MAX_REASON_LENGTH = 500
@@ -60,7 +61,8 @@ def parse_item_results(body: bytes, documents: Sequence[Any]) -> list[ItemResult
         raise ValueError("The answer was no answer of Elasticsearch's bulk protocol.") from None
     if len(statuses) != len(documents):
         raise ValueError(
-            f"The answer tells of {len(statuses)} documents; {len(documents)} were sent."
+            f"The answer tells of {format_count(len(statuses), 'document')}, and we sent"
+            f" {len(documents)}."
         )
     return [ItemResult(status.status, _format_reason(status.error)) for status in statuses]
 

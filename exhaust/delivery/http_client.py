@@ -8,7 +8,7 @@ finds no way around. Redirects are not followed and proxies of the environment a
 import re
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from threading import Thread, Timer
 from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from django.conf import settings
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -26,11 +26,15 @@ from urllib3.response import BaseHTTPResponse
 MAX_URL_LENGTH = 2000
 # ports of HTTP; mail, SSH, Redis and databases listen on others
 _HIGH_PORTS = range(8000, 10_000)
+USUAL_PORTS = {"http": 80, "https": 443, "sftp": 22}
+HTTP = ("http", "https")
+SFTP = ("sftp",)
 ALLOWED_PORTS = {80, 443, *_HIGH_PORTS}
+SFTP_PORTS = {22, 2022, 2222, *_HIGH_PORTS}
 CONNECT_SECONDS = 5.0
 MAX_ANSWER_BYTES = 4096
 
-_URL_PATTERN = re.compile(r"https?://[A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]+", re.IGNORECASE)
+_URL_PATTERN = re.compile(r"[a-z]+://[A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]+", re.IGNORECASE)
 _AUTHORITY_PATTERN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 _LABEL_PATTERN = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _NUMERIC_LABEL_PATTERN = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -68,7 +72,7 @@ class Target:
     def authority(self) -> str:
         """The host as it is connected to, and its port where that is not the scheme's own."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        is_usual = self.port == (443 if self.scheme == "https" else 80)
+        is_usual = self.port == USUAL_PORTS[self.scheme]
         return host if is_usual else f"{host}:{self.port}"
 
 
@@ -79,17 +83,18 @@ class Answer:
     status: int
     body: bytes
     retry_after: int
+    etag: str = ""
 
 
 # Which addresses ----------------------------------------------------------------------------------
 
 
-def parse_url(url: str, channel: str) -> Target:
+def parse_url(url: str, channel: str, schemes: Sequence[str] = HTTP) -> Target:
     """Returns the parsed address of a channel. Raises `AddressNotAllowed` where its text decides.
 
     A name is not resolved here: that is decided when it is connected to.
     """
-    target = split_url(url)
+    target = split_url(url, schemes)
     if _is_address(target.host):
         is_reached = is_allowed(ip_address(target.host), channel)
     else:
@@ -101,22 +106,20 @@ def parse_url(url: str, channel: str) -> Target:
     return target
 
 
-def split_url(url: str) -> Target:
+def split_url(url: str, schemes: Sequence[str] = HTTP) -> Target:
     """Returns the parts of an address, whether or not it may be reached.
 
     Raises `AddressNotAllowed` for one that no channel may have.
     """
     if len(url) > MAX_URL_LENGTH:
         raise AddressNotAllowed(f"Write at most {MAX_URL_LENGTH} characters.")
-    if not _URL_PATTERN.fullmatch(url):
+    parts = _split(url)
+    if parts is None or parts.scheme not in schemes:
+        written = " or ".join(f"{scheme}://" for scheme in schemes)
         raise AddressNotAllowed(
-            "Write an http:// or https:// address in plain ASCII, without blanks and '#'; a name"
+            f"Write an {written} address in plain ASCII, without blanks and '#'; a name"
             " in other letters as xn--…"
         )
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise AddressNotAllowed("Write an IPv6 address in [ and ].") from None
     if "@" in parts.netloc:
         raise AddressNotAllowed("Leave the user name and the password out of the address.")
     authority = _AUTHORITY_PATTERN.fullmatch(parts.netloc)
@@ -125,13 +128,23 @@ def split_url(url: str) -> Target:
             "Write the host as a name or an IP address, and the port as a number."
         )
     host = authority[1].lower()
-    port = int(authority[2] or (443 if parts.scheme == "https" else 80))
-    if port not in ALLOWED_PORTS:
+    port = int(authority[2] or USUAL_PORTS[parts.scheme])
+    is_sftp = parts.scheme in SFTP
+    if port not in (SFTP_PORTS if is_sftp else ALLOWED_PORTS):
+        low_ports = "22, 2022, 2222" if is_sftp else "80, 443"
         raise AddressNotAllowed(
-            f"Use port 80, 443 or one from {_HIGH_PORTS.start} to {_HIGH_PORTS.stop - 1}."
+            f"Use port {low_ports} or one from {_HIGH_PORTS.start} to {_HIGH_PORTS.stop - 1}."
         )
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Target(parts.scheme, _normalize_host(host), port, path)
+
+
+def _split(url: str) -> SplitResult | None:
+    """Returns the parts of a well-formed address. Raises `AddressNotAllowed` for a bad IPv6 one."""
+    try:
+        return urlsplit(url) if _URL_PATTERN.fullmatch(url) else None
+    except ValueError:
+        raise AddressNotAllowed("Write an IPv6 address in [ and ].") from None
 
 
 def _is_address(host: str) -> bool:
@@ -219,28 +232,39 @@ class _RestrictedConnection(HTTPConnection):
     deadline_timer: _DeadlineTimer | None = None
 
     def _new_conn(self) -> socket.socket:
-        error: Exception = AddressNotAllowed(_NOT_PUBLIC)
-        for family, kind, protocol, _, address in _resolve(
-            self.host, self.port or 0, self.deadline
-        ):
-            if not is_allowed(ip_address(address[0]), self.channel):
-                continue
-            sock = socket.socket(family, kind, protocol)
-            try:
-                sock.settimeout(min(CONNECT_SECONDS, _seconds_left(self.deadline)))
-                sock.connect(address)
-                sock.settimeout(_seconds_left(self.deadline))
-                self.deadline_timer = _DeadlineTimer(sock, _seconds_left(self.deadline))
-            except OSError as failure:
-                sock.close()
-                error = failure
-            else:
-                return sock
-        raise error
+        sock = open_socket(self.host, self.port or 0, self.channel, self.deadline)
+        try:
+            sock.settimeout(_seconds_left(self.deadline))
+            self.deadline_timer = _DeadlineTimer(sock, _seconds_left(self.deadline))
+        except OSError:
+            sock.close()
+            raise
+        return sock
 
 
 class _RestrictedTLSConnection(_RestrictedConnection, HTTPSConnection):
     """The same with TLS. The certificate is checked for the host in the URL."""
+
+
+def open_socket(host: str, port: int, channel: str, deadline: float) -> socket.socket:
+    """Returns a socket that is connected to an address of the host that the channel may reach.
+
+    Raises `AddressNotAllowed` where none is, `Unreachable` and `OSError`.
+    """
+    error: Exception = AddressNotAllowed(_NOT_PUBLIC)
+    for family, kind, protocol, _, address in _resolve(host, port, deadline):
+        if not is_allowed(ip_address(address[0]), channel):
+            continue
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(min(CONNECT_SECONDS, _seconds_left(deadline)))
+            sock.connect(address)
+        except OSError as failure:
+            sock.close()
+            error = failure
+        else:
+            return sock
+    raise error
 
 
 def _seconds_left(deadline: float) -> float:
@@ -311,12 +335,13 @@ def send(
                 response.status,
                 _read_prefix(response, answer_bytes),
                 int(wait) if re.fullmatch("[0-9]{1,9}", wait) else 0,
+                response.headers.get("ETag", ""),
             )
     except (HTTPError, HTTPException, OSError, ValueError) as error:
         if monotonic() >= connection.deadline:
             raise NoAnswer(f"No answer within {seconds:g} seconds.") from error
         kind = NoAnswer if isinstance(error, TimeoutError) else Unreachable
-        raise kind(_describe_error(error)) from error
+        raise kind(describe_error(error)) from error
     finally:
         connection.close()
         if connection.deadline_timer:
@@ -331,7 +356,8 @@ def _read_prefix(response: BaseHTTPResponse, limit: int) -> bytes:
     return prefix
 
 
-def _describe_error(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
+    """Returns a sentence about a connection or an answer that failed."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"The certificate does not hold: {error.verify_message}."
     if isinstance(error, ssl.SSLError):

@@ -23,7 +23,7 @@ from django.db.models.functions import Now
 from exhaust.delivery import sender
 from exhaust.delivery.http_client import NoAnswer
 from exhaust.delivery.sender import OutboundRequest, Outcome
-from exhaust.models import Callback, Delivery, Destination
+from exhaust.models import Callback, Delivery, Destination, Notice
 from ingest import logs
 from ingest.db import outages
 from ingest.db.prepared import retry_if_lost
@@ -77,13 +77,13 @@ class Work(Protocol):
     """A claimed row's delivery, and the request that is sent for it."""
 
     @property
-    def delivery(self) -> Delivery: ...
+    def delivery(self) -> Delivery | Notice: ...
 
     @property
     def request(self) -> OutboundRequest: ...
 
 
-RowT = TypeVar("RowT", Destination, Callback, Delivery)
+RowT = TypeVar("RowT", Destination, Callback, Delivery, Notice)
 WorkT = TypeVar("WorkT", bound=Work)
 
 
@@ -106,23 +106,25 @@ class DeliveryQueue(Protocol[RowT, WorkT]):
 def deliver_due(queue: DeliveryQueue[RowT, WorkT], seconds: float) -> bool:
     """Delivers due rows, and starts no request after `seconds`. Returns whether more are due.
 
-    The first round is started in any case. Requests under way take their own timeout at most.
+    The first round prepares `CONCURRENCY` rows in any case. Requests under way take their own
+    timeout at most.
     """
     deadline = monotonic() + seconds
-    is_first_round = True
+    rows_left = CONCURRENCY  # of the first round
     with ThreadPoolExecutor(CONCURRENCY) as senders:
         sending: dict[Future[Outcome], WorkT] = {}
         while True:
-            while len(sending) < CONCURRENCY and (is_first_round or monotonic() < deadline):
+            while len(sending) < CONCURRENCY and (rows_left > 0 or monotonic() < deadline):
                 row = retry_if_lost(lambda: claim(queue.find_due()))
                 if row is None:
                     break
                 if wait_seconds := breaker.seconds_left(row.channel_id, row.url):
                     release(row, next_at=Now() + timedelta(seconds=wait_seconds))
                     continue
+                rows_left -= 1
                 if (work := queue.prepare(row)) is not None:
                     sending[senders.submit(sender.send, work.request)] = work
-            is_first_round = False
+            rows_left = 0
             if not sending:
                 return monotonic() >= deadline and queue.find_due().exists()
             has_read = monotonic() < deadline and queue.prefetch(sending.values())
@@ -138,23 +140,25 @@ def deliver_due(queue: DeliveryQueue[RowT, WorkT], seconds: float) -> bool:
 # Claims -------------------------------------------------------------------------------------------
 
 
-def find_claimable(rows: QuerySet[RowT]) -> QuerySet[RowT]:
+def find_claimable(
+    rows: QuerySet[RowT], channel_limit: int = CHANNEL_CONCURRENCY
+) -> QuerySet[RowT]:
     """Returns those of the rows that are due and that no worker leases.
 
-    Leaves out channels with `CHANNEL_CONCURRENCY` leased rows: they may be silent receivers.
+    Leaves out channels with `channel_limit` leased rows: they may be silent receivers.
     """
     leased = rows.filter(lease_until__gte=Now()).order_by().values("channel")
-    busy_channels = leased.annotate(leased=Count("pk")).filter(leased__gte=CHANNEL_CONCURRENCY)
+    busy_channels = leased.annotate(leased=Count("pk")).filter(leased__gte=channel_limit)
     return rows.filter(Q(lease_until=None) | Q(lease_until__lt=Now()), next_at__lte=Now()).exclude(
         channel__in=busy_channels.values("channel")
     )
 
 
-def claim(due: QuerySet[RowT]) -> RowT | None:
+def claim(due: QuerySet[RowT], lease: timedelta = LEASE) -> RowT | None:
     """Leases the first due row that no other worker claims meanwhile. Returns None for none."""
     for row in due[:CONCURRENCY]:
         guarded = due.order_by().filter(pk=row.pk, fencing_token=row.fencing_token)
-        if guarded.update(fencing_token=F("fencing_token") + 1, lease_until=Now() + LEASE):
+        if guarded.update(fencing_token=F("fencing_token") + 1, lease_until=Now() + lease):
             row.fencing_token += 1
             return row
     return None

@@ -12,12 +12,13 @@ from time import monotonic
 from typing import Any
 
 from cryptography.fernet import InvalidToken
+from django.conf import settings
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
 from exhaust import metrics
-from exhaust.delivery import batches, loop, sender
+from exhaust.delivery import batches, loop, notices, sender
 from exhaust.delivery.backoff import Backoff
 from exhaust.delivery.batches import Batch, Document
 from exhaust.delivery.elasticsearch import ItemResult
@@ -29,13 +30,18 @@ from exhaust.models import DeadLetter, Delivery, Destination
 from ingest import logs
 from ingest.audit import reads
 from ingest.db.clock import read_clock
+from ingest.events import format_count
+from ingest.feed.reader import IsAfterPosition
 from ingest.feed.values import FeedPosition
+from ingest.models import Session, StoredEvent
 from ingest.privacy import consent
 
 log = logs.get_logger(__name__)
 MAX_DEAD_LETTERS = 100  # of one request
-LINGER = timedelta(seconds=30)  # a batch that is not full is sent when its first document is so old
-IDLE_DELAY = timedelta(seconds=5)
+# A batch that is not full is sent when its first document is so old. The rest of the time is for
+# noticing and sending it.
+LINGER = timedelta(seconds=settings.EXHAUST_PUSH_SECONDS) / 5
+IDLE_DELAY = timedelta(seconds=1)  # after new documents that the destination does not want
 PREFETCH_MAX_AGE_SECONDS = 5.0
 CONSENT_LOOKBACK = timedelta(
     minutes=1
@@ -51,6 +57,24 @@ CIRCUIT_BREAKER_FAILURES = 5
 MAX_ITEM_ATTEMPTS = 4  # of documents that the receiver rejects for now while it accepts others
 SPLITTING_STATUSES = {400, 413, 422}  # one document may be at fault
 HTTP_GONE = 410
+
+
+def _has_rows_after_cursor(model: type[Session] | type[StoredEvent]) -> Exists:
+    """Whether the feed goes on; the batch decides whether the destination wants any of it."""
+    is_after = IsAfterPosition("xid", "id", OuterRef("cursor_xid"), OuterRef("cursor_id"))
+    return Exists(model.objects.filter(is_after, channel=OuterRef("channel")))
+
+
+_DELIVERIES = Delivery.objects.filter(destination=OuterRef("pk"), status=Delivery.Status.FAILING)
+_REQUEUED = DeadLetter.objects.filter(
+    destination=OuterRef("pk"), requeued_at__isnull=False, delivered_at=None
+)
+_HAS_WORK = (
+    Q(Exists(_DELIVERIES))
+    | Q(Exists(_REQUEUED))
+    | Q(_has_rows_after_cursor(Session), resource=Destination.Resource.SESSIONS)
+    | Q(_has_rows_after_cursor(StoredEvent), resource=Destination.Resource.EVENTS)
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +117,9 @@ class PushQueue:
 
     def find_due(self) -> "QuerySet[Destination]":
         running = Destination.objects.filter(paused_at=None, disabled_reason="")
-        return loop.find_claimable(running).select_related("channel").order_by("next_at", "id")
+        running = running.exclude(kind__in=Destination.FILE_KINDS)
+        due = loop.find_claimable(running).filter(_HAS_WORK)
+        return due.select_related("channel").order_by("next_at", "id")
 
     def prefetch(self, sending: Collection[Work]) -> bool:
         """Reads the next batch of one destination while the receivers work."""
@@ -116,7 +142,8 @@ class PushQueue:
             return _select_batch(row, self.prefetched.pop(row.pk, None))
         except InvalidToken:
             reason = "The password or the secret cannot be decrypted; give it anew."
-            loop.release(row, disabled_reason=reason)
+            if loop.release(row, disabled_reason=reason):
+                notices.announce_destination(row)
         except Exception as error:  # the other destinations do not wait for this one
             log.exception("destination.reading_failed", destination=row.pk)
             loop.postpone(row, error)
@@ -184,11 +211,12 @@ def _select_batch(destination: Destination, prefetched: Prefetched | None) -> Wo
             destination,
             cursor_xid=batch.end_position.xid,
             cursor_id=batch.end_position.id,
-            next_at=Now() + IDLE_DELAY,
+            next_at=Now() if batch.has_more else Now() + IDLE_DELAY,
         )
         return None
-    if not batch.is_full and batch.documents[0].visible_since > read_clock() - LINGER:
-        loop.release(destination, next_at=Now() + IDLE_DELAY)
+    ready_at = batch.documents[0].visible_since + LINGER
+    if not batch.has_more and ready_at > read_clock():
+        loop.release(destination, next_at=ready_at)
         return None
     delivery = Delivery(
         channel_id=destination.channel_id,
@@ -198,7 +226,7 @@ def _select_batch(destination: Destination, prefetched: Prefetched | None) -> Wo
         to_xid=batch.end_position.xid,
         to_id=batch.end_position.id,
     )
-    return _start_attempt(destination, delivery, batch.documents, has_more=batch.is_full)
+    return _start_attempt(destination, delivery, batch.documents, has_more=batch.has_more)
 
 
 def _start_attempt(
@@ -318,14 +346,15 @@ def _apply_bulk_result(work: Work, items: list[ItemResult]) -> None:
     _mark_delivered(work, delivered)
     _dead_letter(work, [(document, item.status, item.reason) for document, item in rejected])
     if rejected:
-        delivery.error = f"{len(rejected)} documents were rejected and dead-lettered."
+        delivery.error = f"Rejected and dead-lettered: {format_count(len(rejected), 'document')}."
     if retryable:
         delivery.pending = [document.row_id for document, _ in retryable]
         if delivered:
             destination.failures = 0
         _schedule_retry(
             work,
-            f"{len(retryable)} documents could not be accepted now: {retryable[0][1].status}",
+            f"Not accepted now: {format_count(len(retryable), 'document')}, with the status"
+            f" {retryable[0][1].status}",
             0,
         )
     else:
@@ -403,6 +432,7 @@ def _disable(work: Work, reason: str) -> None:
     _end_delivery(work.delivery, Delivery.Status.DEAD, error=reason)
     loop.release(work.destination, disabled_reason=reason, failures=work.destination.failures + 1)
     log.error("destination.disabled", destination=work.destination.pk)
+    notices.announce_destination(work.destination)
 
 
 # Rows ---------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Tests of destinations: one made-up document each, which a worker sends once.
 
 No web process waits for the receiver: a test is a delivery, and its caller polls it. A channel has
-one at a time.
+one at a time. Those of destinations for files are made in `exhaust.jobs.file_delivery`.
 """
 
 from collections.abc import Collection
@@ -73,6 +73,11 @@ def find_waiting() -> QuerySet[Delivery]:
     return Delivery.objects.filter(status=Delivery.Status.WAITING)
 
 
+def choose_task(destination: Destination) -> str:
+    """Returns the task that makes the test."""
+    return "exhaust.deliver_files" if destination.takes_files else "exhaust.send_tests"
+
+
 # Delivering ---------------------------------------------------------------------------------------
 
 
@@ -90,7 +95,8 @@ class ReceiverTestQueue:
     """The tests that are due, as `loop.deliver_due` delivers them."""
 
     def find_due(self) -> QuerySet[Delivery]:
-        return loop.find_claimable(find_waiting()).order_by("next_at", "id")
+        of_feed = find_waiting().exclude(destination__kind__in=Destination.FILE_KINDS)
+        return loop.find_claimable(of_feed).order_by("next_at", "id")
 
     def prefetch(self, sending: Collection[Work]) -> bool:
         return False

@@ -1,7 +1,7 @@
 """Sessions as Dynatrace exports them: a document each, with its actions, events and errors.
 
-A session of a DESK sender is sent as it came. A derived session has the same field names, made from
-its events, without anything that people wrote or answered.
+A session of a DESK sender is sent as it came, under today's names of its fields. A derived session
+has the same field names, made from its events, without anything that people wrote or answered.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,15 @@ from django.db.models.functions import Cast
 
 from exhaust.feed.documents import encode, to_epoch_ms
 from ingest.adapters import ADAPTERS, client_session_sources, error_types, system_types
+from ingest.adapters.desk.parser import OLDER_NAMES
 from ingest.adapters.fields import MAX_URL, bounded_text
 from ingest.db import binary_arrays
+from ingest.derive.sessions import make_session_key
 from ingest.feed import reader
 from ingest.models import Application, Session, StoredEvent
 
 MAX_SESSION_EVENTS = 1_000  # listed of one session; its counts include all
+MAX_DEVICE_EVENTS = 10_000  # read for it: a device may be in several sessions at once
 
 
 class _ClientSessionId(msgspec.Struct, rename="camel"):
@@ -44,19 +47,29 @@ class SessionRow(NamedTuple):
     is_client_session: bool
     device_id: str
     user_id: str
+    sender_session_id: str
     landing_url: str
     started_at: datetime
     ended_at: datetime
     modified_at: datetime
     version: int
     types: bytes
+    details: bytes
     parent: str | None
+
+    @property
+    def event_session_id(self) -> str | None:
+        """The session that its events name; None for events of any, which older sessions have."""
+        key = make_session_key(self.application_id, self.device_id, self.sender_session_id)
+        is_named = self.sender_session_id != "" and UUID(self.key) == key
+        return self.sender_session_id if is_named or not self.sender_session_id else None
 
 
 _COMPUTED_COLUMNS: dict[str, Any] = {
     "xid": reader.cast_xid("xid"),
     "key": Cast("key", models.TextField()),
     "types": reader.Utf8Bytes("types"),
+    "details": reader.Utf8Bytes("details"),
     "parent": Cast("parent__key", models.TextField()),
 }
 _COLUMN_NAMES = [
@@ -73,6 +86,7 @@ def fetch_sessions(rows: "models.QuerySet[Session]") -> list[SessionRow]:
 
 
 _decode_type_counts = msgspec.json.Decoder(dict[str, int]).decode
+_decode_details = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def build_documents(channel: str, sessions: Sequence[SessionRow]) -> list[tuple[str, bytes]]:
@@ -110,7 +124,7 @@ def build_documents(channel: str, sessions: Sequence[SessionRow]) -> list[tuple[
 
 
 def _fetch_client_documents(sessions: Sequence[SessionRow]) -> dict[str, bytes]:
-    """Returns the senders' own documents by session key, each on one line."""
+    """Returns the senders' own documents by session key, each on one line and in today's names."""
     if not sessions:
         return {}
     keys = {UUID(session.key): session.key for session in sessions}
@@ -118,14 +132,24 @@ def _fetch_client_documents(sessions: Sequence[SessionRow]) -> dict[str, bytes]:
         identity__in=list(keys), superseded_xid=None, channel_id=sessions[0].channel_id
     ).annotate(text=Cast("payload", models.TextField()))
     return {
-        keys[identity]: msgspec.json.format(text, indent=-1).encode()
+        keys[identity]: _replace_older_names(msgspec.json.format(text, indent=-1).encode())
         for identity, text in rows.values_list("identity", "text")
     }
 
 
-_SessionContents = tuple[list[str], list[int], list[Any]]  # types, times in ms, pages
+def _replace_older_names(document: bytes) -> bytes:
+    fields = _decode_fields(document)
+    renamed = {older: name for name, older in OLDER_NAMES.items() if name not in fields}
+    if not fields.keys() & renamed:
+        return document
+    return encode({renamed.get(name, name): value for name, value in fields.items()})
+
+
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+# types, times in ms, pages, durations in the unit of their source
+_SessionContents = tuple[list[str], list[int], list[Any], list[Any]]
 _decode_contents = msgspec.json.Decoder(_SessionContents).decode
-_NO_CONTENTS: _SessionContents = ([], [], [])
+_NO_CONTENTS: _SessionContents = ([], [], [], [])
 
 
 class _SessionItem(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -138,69 +162,69 @@ class _SessionItem(msgspec.Struct, rename="camel", omit_defaults=True):
     target_url: str | None = None
 
 
-class _SessionDocument(msgspec.Struct, rename="camel"):
-    tenant_id: str
-    user_session_id: str
-    start_time: int
-    end_time: int
-    duration: int
-    internal_user_id: str
-    user_id: str | msgspec.UnsetType
-    user_type: str
-    bounce: bool
-    user_action_count: int
-    total_error_count: int
-    landing_page_url: str | msgspec.UnsetType
-    parent_id: str | msgspec.UnsetType
-    version: int
-    string_tags: dict[str, str]
-    num_tags: dict[str, float]
-    date_tags: dict[str, int]
-    user_actions: list[_SessionItem]
-    events: list[_SessionItem]
-    errors: list[_SessionItem]
+_RESOLUTIONS = {(720, 1280): "HD", (1080, 1920): "FHD", (1440, 2560): "QHD", (2160, 3840): "UHD4K"}
+_MAX_DURATION_MS = 7 * 24 * 3_600_000
 
 
 def _build_derived_document(
     channel: str, application: str, key: str, session: SessionRow, contents: _SessionContents
 ) -> bytes:
     lists: dict[str, list[_SessionItem]] = {"userActions": [], "events": [], "errors": []}
-    for type_, at, url in zip(*contents, strict=True):
+    for type_, at, url, timing in zip(*contents, strict=True):
         list_name = _classify_type(type_)
-        if list_name != "userActions":
-            lists[list_name].append(_SessionItem(type_, type_, at, application))
-        elif url is not None and (page_url := bounded_text(url, MAX_URL)):
-            lists[list_name].append(_SessionItem(type_, type_, at, application, at, 0, page_url))
-        else:
-            lists[list_name].append(_SessionItem(type_, type_, at, application, at, 0))
+        item = _SessionItem(type_, type_, at, application)
+        if list_name == "userActions":
+            item.duration = _read_duration_ms(timing)
+            item.end_time = at + item.duration
+            if url is not None:
+                item.target_url = bounded_text(url, MAX_URL) or None
+        lists[list_name].append(item)
     counts = dict.fromkeys(lists, 0)
     for type_, count in _decode_type_counts(session.types).items():
         counts[_classify_type(type_)] += count
     start, end = to_epoch_ms(session.started_at), to_epoch_ms(session.ended_at)
-    return encode(
-        _SessionDocument(
-            channel,
-            key,
-            start,
-            end,
-            end - start,
-            session.device_id,
-            session.user_id or msgspec.UNSET,
-            "REAL_USER",
-            counts["userActions"] <= 1,
-            counts["userActions"],
-            counts["errors"],
-            session.landing_url or msgspec.UNSET,
-            str(UUID(session.parent)) if session.parent else msgspec.UNSET,
-            session.version,
-            {},
-            {},
-            {},
-            lists["userActions"],
-            lists["events"],
-            lists["errors"],
-        )
-    )
+    document = {
+        "tenantId": channel,
+        "userSessionId": key,
+        "startTime": start,
+        "endTime": end,
+        "duration": end - start,
+        "internalUserId": session.device_id,
+        "userId": session.user_id or None,
+        "userType": "REAL_USER",
+        "bounce": counts["userActions"] <= 1,
+        "userActionCount": counts["userActions"],
+        "totalErrorCount": counts["errors"],
+        "landingPageUrl": session.landing_url or None,
+        "parentId": str(UUID(session.parent)) if session.parent else None,
+        "senderSessionId": session.sender_session_id or None,
+        "version": session.version,
+        "hasCrash": False,
+        **_complete_details(_decode_details(session.details)),
+        "stringTags": {},
+        "numTags": {},
+        "dateTags": {},
+        **lists,
+    }
+    return encode({name: value for name, value in document.items() if value is not None})
+
+
+def _read_duration_ms(timing: Any) -> int:
+    """Returns a timing, a number and the milliseconds of its unit; 0 where it is no such number."""
+    value, unit_ms = timing or (None, 0)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0
+    return round(value * unit_ms) if 0 <= value * unit_ms <= _MAX_DURATION_MS else 0
+
+
+def _complete_details(details: dict[str, Any]) -> dict[str, Any]:
+    """Returns the details of a session with those that follow from the size of its screen."""
+    height, width = details.get("screenHeight", 0), details.get("screenWidth", 0)
+    if height > 0 and width > 0:
+        details.setdefault("screenOrientation", "PORTRAIT" if height > width else "LANDSCAPE")
+        resolution = _RESOLUTIONS.get((min(height, width), max(height, width)))
+        details.setdefault("displayResolution", resolution)
+    return details
 
 
 def _classify_type(type_: str) -> str:
@@ -210,27 +234,39 @@ def _classify_type(type_: str) -> str:
 
 
 def _events_sql() -> str:
-    """One index lookup and one row a session. Of a payload PostgreSQL returns the page only."""
+    """One index lookup and one row a session. Of a payload it returns the page and the timing."""
     pages = " ".join(
         f"WHEN '{name}' THEN payload #> '{{{','.join(adapter.page_path)}}}'"
         for name, adapter in ADAPTERS.items()
         if adapter.page_path
     )
+    timings = " ".join(
+        f"WHEN '{name}' THEN jsonb_build_array("
+        f"payload #> '{{{','.join(adapter.duration_path)}}}', {adapter.duration_unit_ms})"
+        for name, adapter in ADAPTERS.items()
+        if adapter.duration_path
+    )
     client_sessions = ", ".join(f"'{name}'" for name in client_session_sources())
     return f"""
 SELECT s.id, e.contents
-FROM unnest(%(ids)s::bigint[], %(applications)s::int[], %(devices)b, %(starts)b, %(ends)b)
-     AS s(id, application, device, a, z)
+FROM unnest(%(ids)s::bigint[], %(applications)s::int[], %(devices)b, %(names)s::text[],
+            %(starts)b, %(ends)b) AS s(id, application, device, name, a, z)
 CROSS JOIN LATERAL (
     SELECT textsend('[' || json_agg(type)::text || ',' || json_agg(at)::text || ','
-                    || json_agg(url)::text || ']') AS contents
+                    || json_agg(url)::text || ',' || json_agg(timing)::text || ']') AS contents
     FROM (
         SELECT type, CAST(floor(EXTRACT(EPOCH FROM occurred_at) * 1000) AS bigint) AS at,
-               CASE source {pages} END AS url
-        FROM ingest_storedevent
-        WHERE channel_id = %(channel)s AND device_id = s.device AND occurred_at BETWEEN s.a AND s.z
-          AND application_id IS NOT DISTINCT FROM s.application AND superseded_xid IS NULL
-          AND device_id <> '' AND source NOT IN ({client_sessions})
+               CASE source {pages} END AS url, CASE source {timings} END AS timing
+        FROM (
+            SELECT *
+            FROM ingest_storedevent
+            WHERE channel_id = %(channel)s AND device_id = s.device
+              AND occurred_at BETWEEN s.a AND s.z
+              AND application_id IS NOT DISTINCT FROM s.application AND superseded_xid IS NULL
+              AND device_id <> '' AND source NOT IN ({client_sessions})
+            ORDER BY occurred_at, id LIMIT {MAX_DEVICE_EVENTS}
+        ) AS of_device
+        WHERE s.name IS NULL OR session_id = s.name
         ORDER BY occurred_at, id LIMIT {MAX_SESSION_EVENTS}
     ) AS inside
 ) e
@@ -249,6 +285,7 @@ def _fetch_session_events(sessions: Sequence[SessionRow]) -> dict[int, _SessionC
         "ids": [session.id for session in sessions],
         "applications": [session.application_id for session in sessions],
         "devices": binary_arrays.texts([session.device_id for session in sessions]),
+        "names": [session.event_session_id for session in sessions],
         "starts": binary_arrays.moments([session.started_at for session in sessions]),
         "ends": binary_arrays.moments([session.ended_at for session in sessions]),
     }
@@ -267,18 +304,32 @@ def _fetch_session_events_portable(session: SessionRow) -> _SessionContents:
     # these conditions are those of the index, which device_id alone would not use
     rows = rows.exclude(device_id="").exclude(source__in=client_session_sources())
     rows = rows.order_by("occurred_at", "id")
+    if (name := session.event_session_id) is not None:
+        of_device = rows[:MAX_DEVICE_EVENTS].values("pk")
+        rows = StoredEvent.objects.filter(pk__in=of_device, session_id=name)
+        rows = rows.order_by("occurred_at", "id")
     types: list[str] = []
     moments: list[int] = []
     pages: list[Any] = []
+    timings: list[Any] = []
     for row in reader.fetch_events(rows[:MAX_SESSION_EVENTS]):
-        page = msgspec.json.decode(row.payload)
+        payload = msgspec.json.decode(row.payload)
         adapter = ADAPTERS.get(row.source)
-        for name in (adapter.page_path if adapter else ()) or ("",):
-            page = page.get(name) if isinstance(page, dict) else None
+        timing = None
+        if adapter and adapter.duration_path:
+            timing = [_find_member(payload, adapter.duration_path), adapter.duration_unit_ms]
+        page = _find_member(payload, adapter.page_path) if adapter and adapter.page_path else None
         types.append(row.type)
         moments.append(row.occurred_us // 1000)
         pages.append(page)
-    return types, moments, pages
+        timings.append(timing)
+    return types, moments, pages, timings
+
+
+def _find_member(payload: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        payload = payload.get(name) if isinstance(payload, dict) else None
+    return payload
 
 
 # Elasticsearch mapping ------------------------------------------------------------------------
@@ -318,6 +369,7 @@ ELASTICSEARCH_MAPPING: dict[str, Any] = {
             "parentId": _KEYWORD_FIELD,
             "version": _LONG_FIELD,
             "ip": {"type": "ip", "ignore_malformed": True},
+            "senderSessionId": _KEYWORD_FIELD,
             "screenHeight": _LONG_FIELD,
             "screenWidth": _LONG_FIELD,
             "userActions": {"properties": _ITEM_FIELDS},

@@ -89,7 +89,9 @@ def resolve_for_job(job: Job, channel: Channel) -> FileEncryption:
     Raises `EncryptionUnavailable`; a plain file never takes its place.
     """
     required_method = (
-        channel.private_encryption if is_private(job.dataset) else EncryptionMethod.NONE
+        channel.private_encryption
+        if is_private(job.dataset, job.own_scope)
+        else EncryptionMethod.NONE
     )
     method = job.encryption or required_method
     if required_method == EncryptionMethod.PUBLICKEY != method:
@@ -113,17 +115,17 @@ def resolve_for_job(job: Job, channel: Channel) -> FileEncryption:
     return FileEncryption()
 
 
-def resolve_method(channel_id: int, dataset: str, method: str, password: str) -> str:
+def resolve_method(channel_id: int, has_personal_data: bool, method: str, password: str) -> str:
     """Returns the encryption method of a new request. Raises `RequestError` (400) if impossible."""
     channel = Channel.objects.get(pk=channel_id)
-    required_method = channel.private_encryption if is_private(dataset) else EncryptionMethod.NONE
+    required_method = channel.private_encryption if has_personal_data else EncryptionMethod.NONE
     method = method or (EncryptionMethod.PASSWORD if password else required_method)
     if password and method != EncryptionMethod.PASSWORD:
         raise _method_error(
-            "encryptionKey", "The file is encrypted for the channel's public key; leave it"
+            "encryptionKey", "The file is encrypted for the channel's public key; leave it out."
         )
     if required_method == EncryptionMethod.PUBLICKEY != method:
-        remedy = "This channel's private files are encrypted for its public key; leave it"
+        remedy = "This channel's private files are encrypted for its public key; leave it out."
         raise _method_error("encryptionKey" if password else "encryption", remedy)
     if method == EncryptionMethod.PASSWORD:
         if not password:
@@ -140,7 +142,7 @@ def resolve_method(channel_id: int, dataset: str, method: str, password: str) ->
 
 
 def _method_error(field: str, remedy: str) -> RequestError:
-    return RequestError("invalid", f"request.{field}: {remedy} out.")
+    return RequestError("invalid", f"request.{field}: {remedy}")
 
 
 def require_strong_password(password: str) -> None:

@@ -28,7 +28,7 @@ def build_manifest(
         "format": job.output_format,
         # every row of the parts is below it in the feed
         "watermark": str(selection.watermark),
-        **_feed_span(dataset, selection),
+        **_feed_span(dataset, selection, job.config.get("application")),
         "rows": sum(file.row_count for file in files),
         "bytes": sum(file.byte_count for file in files),
         "columns": [
@@ -48,7 +48,7 @@ def build_manifest(
     return json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n"
 
 
-def _feed_span(dataset: Dataset, selection: Selection) -> dict[str, Any]:
+def _feed_span(dataset: Dataset, selection: Selection, application: Any) -> dict[str, Any]:
     """Returns the feed positions around the parts, `from` not included, and `pull`.
 
     `pull` is the query that continues behind the parts; null where no pull has the same filters.
@@ -61,20 +61,22 @@ def _feed_span(dataset: Dataset, selection: Selection) -> dict[str, Any]:
         name: {"position": f"{position.xid}.{position.id}"} for name, position in positions.items()
     }
     resource = dataset.pull_resource
-    is_filtered = selection.conversation_id is not None or selection.application_id is not None
-    if not resource or is_filtered or selection.start < EPOCH:
+    if not resource or selection.conversation_id is not None or selection.start < EPOCH:
         return {**span, "pull": None}
+    name = "" if application is None else str(application)
     start, end = selection.start.astimezone(UTC), selection.end.astimezone(UTC)
+    types = () if dataset.types else selection.types  # a dataset's own ones are no filter of a pull
     fingerprint = query_fingerprint(
-        FeedQuery(selection.channel_id, resource, start, end, selection.types)
+        FeedQuery(selection.channel_id, resource, start, end, types, name)
     )
-    for name, position in positions.items():
-        span[name]["cursor"] = cursor.encode(list(position), fingerprint)
+    for end_name, position in positions.items():
+        span[end_name]["cursor"] = cursor.encode(list(position), fingerprint)
     pull = {
         "resource": resource,
         "start": int(start.timestamp()),
         "end": int(end.timestamp()),
-        "events": list(selection.types),
+        "events": list(types),
+        **({"application": name} if name else {}),
         "cursor": span["to"]["cursor"],
     }
     return {**span, "pull": pull}

@@ -59,7 +59,7 @@ def copy_rows(
     if len(queries) == 1:
         connection.ensure_connection()
         statements.add(connection.connection)  # it may have changed
-        with closing(_stream_query_rows(*queries[0], by_line=by_line)) as rows:  # type: ignore[type-var]
+        with closing(stream_query_rows(*queries[0], by_line=by_line)) as rows:  # type: ignore[type-var]
             for batch in _batch_rows(rows, by_line=by_line):
                 yield from batch
         return
@@ -79,15 +79,20 @@ def copy_rows(
             worker.stop()
 
 
-def _stream_query_rows(sql: str, params: dict[str, Any], *, by_line: bool) -> Iterator[Any]:
+def stream_query_rows(
+    sql: str, params: dict[str, Any], *, by_line: bool, planner_settings: str = PLANNER_SETTINGS
+) -> Iterator[Any]:
     """Yields the rows of one statement on this thread's connection; one message is one row."""
     with (
         connection.wrap_database_errors,
         connection.connection.transaction(),
         psycopg.Cursor(connection.connection) as cursor,
     ):
-        cursor.execute(PLANNER_SETTINGS)
-        cursor.execute(f"SET LOCAL statement_timeout = {settings.EXHAUST_MAX_SECONDS * 1000}")
+        cursor.execute(planner_settings)
+        limit = settings.EXHAUST_MAX_SECONDS * 1000
+        cursor.execute(f"SET LOCAL statement_timeout = {limit}")
+        # a slice that the server has sent whole waits for a slow format or storage to take it
+        cursor.execute(f"SET LOCAL idle_in_transaction_session_timeout = {limit}")
         message_count = 0
         copy_format = "csv" if by_line else "text"
         with cursor.copy(f"COPY ({sql}) TO STDOUT (FORMAT {copy_format})", params) as copy:
@@ -179,7 +184,7 @@ class SliceWorker(threading.Thread):
             connections.close_all()
 
     def _copy_query(self, query: Query) -> None:
-        with closing(_stream_query_rows(*query, by_line=self._by_line)) as rows:  # type: ignore[type-var]
+        with closing(stream_query_rows(*query, by_line=self._by_line)) as rows:  # type: ignore[type-var]
             for batch in _batch_rows(rows, by_line=self._by_line):
                 self.put_item(batch)
 

@@ -1,4 +1,4 @@
-"""Stores one file and checks it; removes what was stored and never published."""
+"""Stores one file and checks it; removes objects that were never published."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,9 +24,17 @@ class StoredFile:
     name: str = ""  # of its download
 
 
-def store_file(key: str, content_type: str, blocks: Iterator[bytes]) -> StoredFile:
-    """Stores the blocks under the key. Raises `StorageError`, also for a file that came short."""
-    store = storage.get_storage()
+def store_file(
+    key: str,
+    content_type: str,
+    blocks: Iterator[bytes],
+    store: storage.Storage | None = None,
+) -> StoredFile:
+    """Stores the blocks under the key, in the storage of files unless `store` is another.
+
+    Raises `StorageError`, also for a file that came short.
+    """
+    store = store or storage.get_storage()
     stream = writer.BlockStream(blocks)
     _put(store, key, stream, content_type)
     trigger_failpoint("head.before", storage.parse_job_id(key))

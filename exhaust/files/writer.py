@@ -7,7 +7,7 @@ bytes.
 import hashlib
 import io
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -18,7 +18,7 @@ from django.db import connection
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import Selection
 from exhaust.files import parallel_copy
-from exhaust.files.formats import CSV, Format
+from exhaust.files.formats import CSV, CellChunk, Format
 from exhaust.files.formats.lines import LineChunk
 
 
@@ -51,35 +51,27 @@ def iter_parts(
     *,
     limit: int,
     portable: bool = False,
-    statements: parallel_copy.CancellableQueries | None = None,
+    rows: Generator[Any] | None = None,
 ) -> Generator[Iterator[bytes]]:
     """Yields the parts, each an iterator of blocks. Read each to its end before the next one.
 
-    A part ends at the row at which it has `limit` bytes, if rows are left; 0 is no limit. The
-    connections that PostgreSQL's rows come over are added to `statements`.
+    A part ends at the row at which it has `limit` bytes, if rows are left; 0 is no limit. `rows`
+    are those of `iter_rows`, or of a source that yields the same ones.
     """
     limit = limit or sys.maxsize
-    rows: Any
-    by_line = False
-    if queries := [] if portable else _build_copy_queries(dataset, selection, file_format):
-        by_line = file_format.has_add_lines
-        rows = parallel_copy.copy_rows(
-            queries, by_line=by_line, statements=statements or parallel_copy.CancellableQueries()
-        )
-    else:
-        rows = dataset.iterate_rows(selection)
+    if rows is None:
+        rows = iter_rows(dataset, selection, file_format, portable=portable)
     lookahead: list[Any] = []
     has_more = True
 
     def iter_part_blocks() -> Iterator[bytes]:
         nonlocal lookahead, has_more
         body: Any = file_format.make_writer(dataset.columns, limit)
-        add = _make_chunk_adder(body) if by_line else _make_row_adder(body)
         yield (block := body.start())
         size = len(block)
         has_more = False
         for item in chain(lookahead, rows):
-            for count, block in add(item):
+            for count, block in _add_item(body, item):
                 progress.rows += count
                 if block:
                     yield block
@@ -88,7 +80,8 @@ def iter_parts(
                         has_more = True
                         break
             if has_more:
-                lookahead = [item] if by_line and item.lines_left else list(islice(rows, 1))
+                is_left = isinstance(item, LineChunk | CellChunk) and item.rows_left
+                lookahead = [item] if is_left else list(islice(rows, 1))
                 has_more = bool(lookahead)
                 break
         yield body.end()
@@ -99,20 +92,40 @@ def iter_parts(
             yield iter_part_blocks()
 
 
-AddRows = Callable[[Any], Iterable[tuple[int, bytes]]]  # (rows added, bytes ready)
+def _add_item(body: Any, item: Any) -> Iterator[tuple[int, bytes]]:
+    """Adds a row or a chunk; yields how many rows were added, and the bytes that are ready."""
+    if isinstance(item, LineChunk | CellChunk):
+        add = body.add_lines if isinstance(item, LineChunk) else body.add_cells
+        while left := item.rows_left:
+            block = add(item)
+            yield left - item.rows_left, block
+    else:
+        yield 1, body.add(item)
 
 
-def _make_row_adder(body: Any) -> AddRows:
-    return lambda row: ((1, body.add(row)),)
+def iter_rows(
+    dataset: Dataset,
+    selection: Selection,
+    file_format: Format,
+    *,
+    portable: bool = False,
+    statements: parallel_copy.CancellableQueries | None = None,
+) -> Generator[Any]:
+    """Yields the rows as cells, or where PostgreSQL makes whole lines, chunks of these.
 
-
-def _make_chunk_adder(body: Any) -> AddRows:
-    def add(chunk: LineChunk) -> Iterator[tuple[int, bytes]]:
-        while left := chunk.lines_left:
-            block = body.add_lines(chunk)
-            yield left - chunk.lines_left, block
-
-    return add
+    The connections that PostgreSQL's rows come over are added to `statements`.
+    """
+    rows: Any
+    if queries := [] if portable else _build_copy_queries(dataset, selection, file_format):
+        rows = parallel_copy.copy_rows(
+            queries,
+            by_line=file_format.has_add_lines,
+            statements=statements or parallel_copy.CancellableQueries(),
+        )
+    else:
+        rows = dataset.iterate_rows(selection)
+    with closing(rows):
+        yield from rows
 
 
 def _build_copy_queries(

@@ -4,6 +4,8 @@ from django.db import DatabaseError, connection, transaction
 from psycopg.errors import QueryCanceled
 
 from exhaust import tracing
+from exhaust.archive.snapshot import ArchiveChanged
+from exhaust.datasets.base import DatasetLimitExceeded
 from exhaust.failpoints import trigger_failpoint
 from exhaust.files import encryption, orphans, storage, upload, writer
 from exhaust.files.formats import FormatLimitExceeded
@@ -40,7 +42,12 @@ def _run(job: Job) -> bool:
     try:
         with heartbeat:
             return _attempt(job, progress, heartbeat)
-    except (PermanentFailure, FormatLimitExceeded, encryption.EncryptionUnavailable) as error:
+    except (
+        PermanentFailure,
+        DatasetLimitExceeded,
+        FormatLimitExceeded,
+        encryption.EncryptionUnavailable,
+    ) as error:
         transitions.fail(job, str(error), permanent=True)
     except withdrawal.ConsentChanged:
         transitions.fail(
@@ -48,8 +55,14 @@ def _run(job: Job) -> bool:
             "A participant withdrew consent or was erased while the file was made;"
             " the file is made again.",
         )
-    except WatermarkTimeout:
-        transitions.fail(job, "Events are still being written; the job is tried again.")
+    except ArchiveChanged:
+        transitions.fail(
+            job, "The archive changed while the file was made; the file is made again."
+        )
+    except WatermarkTimeout:  # another's transaction, which is no fault of this job
+        transitions.fail(
+            job, "Events are still being written; the job is tried again.", counts=False
+        )
     except storage.StorageError as error:
         if heartbeat.is_lost:
             log.warning("job.lease_lost", job=job, attempt=job.attempt)
@@ -158,7 +171,7 @@ def _result_note(plan: Plan, product: Product) -> str:
     """A sentence about cells left empty or cut, or about why there are no rows."""
     file_format = plan.file_format
     if product.unconvertible_cells:
-        return f"{product.unconvertible_cells:,} cells {file_format.unconvertible_message}"
+        return file_format.unconvertible_message.format(f"{product.unconvertible_cells:,}")
     if product.row_count:
         return ""
     if plan.selection.conversation_id == 0:

@@ -7,7 +7,7 @@ MAX_ATTEMPTS = 3
 MAX_UNCOUNTED = 10  # attempts that lost the database
 FIRST_RETRY_DELAY = timedelta(seconds=10)
 LONGEST_OUTAGE_DELAY = timedelta(minutes=5)
-OUTAGE_LIMIT = timedelta(hours=24)  # from the request; then the job is FAILED
+OUTAGE_LIMIT = timedelta(hours=24)  # from the first attempt; then the job is FAILED
 
 
 def choose_retry_delay(failure_count: int) -> timedelta:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC
 
 from django.conf import settings
-from django.db import connection
 
+from exhaust.archive import snapshot
 from exhaust.cli.names import make_safe_name
-from exhaust.datasets import DATASETS
 from exhaust.datasets.base import Dataset
+from exhaust.datasets.layout import arrange_columns
+from exhaust.datasets.own import find_job_dataset
 from exhaust.datasets.resolve import resolve_selection
 from exhaust.datasets.selection import Selection
 from exhaust.files import encryption, manifest, storage
@@ -40,6 +41,7 @@ class Plan:
     job: Job
     dataset: Dataset
     selection: Selection
+    archive: snapshot.Archive | None  # what of the selection is archived
     rows_estimated: int
     file_format: Format
     encryption: encryption.FileEncryption
@@ -74,10 +76,13 @@ class Plan:
 
 
 def _find_dataset(job: Job) -> Dataset:
-    dataset = DATASETS.get(job.dataset)
+    dataset = find_job_dataset(job)
     if dataset is None:
         raise PermanentFailure(f"There is no dataset {job.dataset} any more.")
-    return dataset
+    try:
+        return arrange_columns(dataset, job.config)
+    except LookupError as error:
+        raise PermanentFailure(str(error)) from None
 
 
 def _find_format(job: Job) -> Format:
@@ -90,16 +95,20 @@ def _find_format(job: Job) -> Format:
 def make_plan(job: Job) -> Plan:
     """The plan of the job's running attempt.
 
-    Raises `PermanentFailure`, `EncryptionUnavailable`, and `WatermarkTimeout`.
+    Raises `PermanentFailure`, `DatasetLimitExceeded`, `EncryptionUnavailable`, and
+    `WatermarkTimeout`.
     """
     dataset, file_format = _find_dataset(job), _find_format(job)
     file_encryption = encryption.resolve_for_job(job, Channel.objects.get(pk=job.channel_id))
     selection = select_rows(job, dataset)
+    dataset = dataset.pin_columns(selection, job.config)
     max_rows = settings.EXHAUST_MAX_ROWS
     return Plan(
         job=job,
         dataset=dataset,
         selection=selection,
+        # a later attempt does without the archive's storage
+        archive=snapshot.find_archive(dataset, selection) if job.attempt == 1 else None,
         rows_estimated=dataset.estimate_rows(selection),
         file_format=file_format,
         encryption=file_encryption,
@@ -113,12 +122,8 @@ def require_fit(plan: Plan) -> None:
     max_rows = plan.file_format.max_rows
     if max_rows is None:
         return
-    sql, params = plan.dataset.count_sql(plan.selection)
-    limited = f"SELECT 1 FROM ({sql}) counted LIMIT {max_rows + 1}"  # noqa: S608
-    with connection.cursor() as cursor:
-        cursor.execute(f"SELECT COUNT(*) FROM ({limited}) limited", params)  # noqa: S608
-        if cursor.fetchone()[0] > max_rows:
-            raise PermanentFailure(plan.row_limit_message(max_rows))
+    if plan.dataset.count_rows(plan.selection, max_rows + 1) > max_rows:
+        raise PermanentFailure(plan.row_limit_message(max_rows))
 
 
 def select_rows(job: Job, dataset: Dataset) -> Selection:

@@ -25,10 +25,10 @@ from ingest.db.pool import Unavailable
 from ingest.models import Channel
 
 _JOB_COLUMNS = (
-    "id", "channel_id", "tag", "request_id", "dataset", "config", "encryption", "fingerprint",
-    "requested_by", "status", "status_message", "priority", "callback_url", "attempt",
-    "uncounted_attempts", "due_at", "lease_until", "worker_id", "rows_estimated", "rows_done",
-    "submitted_at", "started_at", "completed_at", "execution_ms",
+    "id", "channel_id", "tag", "request_id", "dataset", "own_scope", "config", "encryption",
+    "fingerprint", "requested_by", "status", "status_message", "priority", "callback_url",
+    "deliver_to", "attempt", "uncounted_attempts", "due_at", "lease_until", "worker_id",
+    "rows_estimated", "rows_done", "submitted_at", "started_at", "completed_at", "execution_ms",
 )  # fmt: skip
 _FILE_COLUMNS = (
     "id", "job_id", "part", "key", "name", "content_type", "row_count", "byte_count", "sha256",
@@ -49,7 +49,7 @@ CASE WHEN j.status = 'SUBMITTED' THEN (
 _VERSION = f"""
 (
     j.id, j.xmin, j.due_at > statement_timestamp(), {_POSITION},
-    CASE WHEN j.callback_url <> '' THEN (
+    CASE WHEN j.callback_url <> '' OR j.deliver_to <> '' THEN (
         SELECT string_agg((d.id, d.xmin)::text, '' ORDER BY d.id) FROM exhaust_delivery d
         WHERE d.job_id = j.id
     ) END,
@@ -71,7 +71,7 @@ class JobKey(NamedTuple):
 
 
 class PageKey(NamedTuple):
-    """What names a page of a tag's jobs; the filters are by tag and datasets only."""
+    """A page of the jobs of a tag or a conversation; it has no other filters but `readable`."""
 
     filters: Filters
     limit: int
@@ -106,18 +106,29 @@ JOIN exhaust_job job ON job.channel_id = q.channel_id
 """
 _JOBS_BY_PAGE = """
 SELECT q.n, job.*
-FROM unnest(%(channels)b, %(tags)b, %(datasets)b, %(limits)b, %(before)b, %(before_ids)b)
-    WITH ORDINALITY AS q(channel_id, tag, datasets, row_limit, before, before_id, n)
+FROM unnest(%(channels)b, %(tags)b, %(readable)b, %(limits)b, %(before)b, %(before_ids)b)
+    WITH ORDINALITY AS q(channel_id, name, readable, row_limit, before, before_id, n)
 CROSS JOIN LATERAL (
-    SELECT xmin, * FROM exhaust_job
-    WHERE channel_id = q.channel_id AND tag = q.tag
-    AND dataset = ANY (string_to_array(q.datasets, ' '))
-    AND (submitted_at, id) < (q.before, q.before_id)
+    ({by_tag}) UNION ALL ({by_conversation})
     ORDER BY submitted_at DESC, id DESC LIMIT q.row_limit
 ) job
 """
+_PAGE_OF_JOBS = """
+    SELECT xmin, * FROM exhaust_job
+    WHERE channel_id = q.channel_id AND {column} BETWEEN q.name AND q.name {condition}
+    AND CASE own_scope WHEN '' THEN dataset ELSE own_scope END
+        = ANY (string_to_array(q.readable, ' '))
+    AND (submitted_at, id) < (q.before, q.before_id)
+    ORDER BY {column}, submitted_at DESC, id DESC LIMIT q.row_limit
+"""
+# Two reads of an index each, since one with an OR would sort all jobs. With `=` the planner takes
+# the index of the whole channel where most jobs share a tag or a conversation, and reads them all.
+_JOBS_BY_PAGE = _JOBS_BY_PAGE.format(
+    by_tag=_PAGE_OF_JOBS.format(column="tag", condition=""),
+    by_conversation=_PAGE_OF_JOBS.format(column="conversation", condition="AND tag <> q.name"),
+)
 _TYPES = {  # of the statements' arrays
-    "channels": 1016, "tags": 1009, "request_ids": 1009, "datasets": 1009, "limits": 1016,
+    "channels": 1016, "tags": 1009, "request_ids": 1009, "readable": 1009, "limits": 1016,
     "before": 1185, "before_ids": 1016,
 }  # fmt: skip
 _FIRST_PAGE = datetime.max.replace(tzinfo=UTC), 0
@@ -125,8 +136,9 @@ _FIRST_PAGE = datetime.max.replace(tzinfo=UTC), 0
 
 @cache
 def _build_sql(select: str, jobs: str) -> str:
-    """Returns the statement for these jobs, with the one rule of a usable link."""
-    compiler = Link.objects.filter(USABLE_LINK).query.get_compiler(connection=connection)
+    """Returns the statement for these jobs, with the one rule of a link that an answer shows."""
+    shown = Link.objects.filter(USABLE_LINK, is_shared=False)
+    compiler = shown.query.get_compiler(connection=connection)
     usable_link, params = compiler.compile(compiler.query.where)
     return select.format(jobs=jobs, usable_link=usable_link % tuple(params))
 
@@ -173,7 +185,7 @@ def _bind_texts(values: Sequence[str]) -> Any:
 
 
 def fetch_page(filters: Filters, limit: int, after: str | None) -> Page:
-    """Returns the same as `queries.search_jobs`, for filters by tag and datasets only."""
+    """Returns the same as `queries.search_jobs`, for a list's filters."""
     return fetch_pages([PageKey(filters, limit, after)])[0]
 
 
@@ -192,8 +204,8 @@ def _bind_pages(keys: Sequence[PageKey]) -> dict[str, Any]:
     ends = [decode_cursor(key) for key in keys]
     return {
         "channels": binary_arrays.integers([key.filters.channel_id for key in keys]),
-        "tags": _bind_texts([key.filters.tag or "" for key in keys]),
-        "datasets": binary_arrays.texts([" ".join(key.filters.datasets) for key in keys]),
+        "tags": _bind_texts([key.filters.tag_or_conversation or "" for key in keys]),
+        "readable": binary_arrays.texts([" ".join(key.filters.readable) for key in keys]),
         "limits": binary_arrays.integers([key.limit + 1 for key in keys]),
         "before": binary_arrays.moments([moment for moment, _ in ends]),
         "before_ids": binary_arrays.integers([pk for _, pk in ends]),
@@ -268,7 +280,7 @@ def _execute(select: str, jobs: str, params: dict[str, Any]) -> list[tuple[Any, 
 
 
 def _build_jobs(rows: Sequence[tuple[Any, ...]]) -> dict[int, list[Job]]:
-    """Returns by place the jobs with channel, files, usable links, as `prefetch_related` does."""
+    """Returns by place the jobs with channel, files and the links that an answer shows."""
     found: dict[int, list[Job]] = {}
     channels: dict[int, Channel] = {}
     place = job = file = None
@@ -286,11 +298,11 @@ def _build_jobs(rows: Sequence[tuple[Any, ...]]) -> dict[int, list[Job]]:
             _prefetch_cache(file)["links"] = []
         if row[_LINK_OFFSET] is not None:
             link = Link.from_db("default", _LINK_COLUMNS, row[_LINK_OFFSET:])
-            link.file, link.is_usable = file, True
+            link.file, link.is_usable, link.is_shared = file, True, False
             _prefetch_cache(file)["links"].append(link)
-    jobs = [job for each in found.values() for job in each if job.callback_url]
+    jobs = [job for each in found.values() for job in each if job.callback_url or job.deliver_to]
     if jobs:
-        prefetch_related_objects(jobs, "callbacks")
+        prefetch_related_objects(jobs, "deliveries")
     return found
 
 

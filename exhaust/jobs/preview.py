@@ -1,7 +1,7 @@
 """Previews a request: its approximate size, and its first rows with personal data masked."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +9,12 @@ from typing import Any
 from django.db import OperationalError, connection, transaction
 from psycopg.errors import QueryCanceled
 
-from exhaust.datasets import DATASETS
+from exhaust.datasets.base import Dataset, DatasetLimitExceeded
 from exhaust.datasets.cells import Cell, Column, decode_json, format_json
+from exhaust.datasets.layout import arrange_columns
+from exhaust.datasets.own import require_dataset
 from exhaust.datasets.resolve import resolve_selection
+from exhaust.datasets.selection import Selection
 from exhaust.files.formats.lines import format_csv_line
 from exhaust.jobs.submit import Submission
 from ingest.feed.watermark import fetch_watermark
@@ -20,6 +23,7 @@ PREVIEW_ROWS = 20
 PREVIEW_BYTES = 1024 * 1024
 QUERY_SECONDS = 1.5  # for counting, and again for the rows
 MASK = "***"
+TOO_SLOW = "Reading took too long; no row is shown."
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,31 @@ class Preview:
     row_count: int | None
     byte_count: int | None  # as CSV
     is_counted: bool  # else the planner's estimate
+    columns: Sequence[Column]
     rows: list[list[Cell]]
     message: str
 
 
 def build_preview(submission: Submission) -> Preview:
-    """Previews the request over all events so far; takes about three seconds at most."""
-    dataset = DATASETS[submission.dataset]
+    """Previews the request over all events so far; takes about five seconds at most."""
+    dataset = arrange_columns(
+        require_dataset(submission.channel_id, submission.dataset), submission.config
+    )
     selection = resolve_selection(
         dataset, submission.channel_id, submission.config, fetch_watermark(), PREVIEW_ROWS
     )
+    try:
+        with limit_query_seconds(QUERY_SECONDS):
+            dataset = dataset.pin_columns(selection, submission.config)
+        return _preview_rows(dataset, selection)
+    except TimeoutError:
+        message = TOO_SLOW
+    except DatasetLimitExceeded as error:
+        message = str(error)
+    return Preview(None, None, is_counted=False, rows=[], message=message, columns=dataset.columns)
+
+
+def _preview_rows(dataset: Dataset, selection: Selection) -> Preview:
     notes = []
     row_count: int | None = None
     try:
@@ -49,6 +68,7 @@ def build_preview(submission: Submission) -> Preview:
         if connection.vendor == "postgresql":
             row_count = dataset.estimate_rows(selection)
     is_counted = not notes
+    notes += filter(None, [dataset.preview_note])
     rows: list[list[Cell]] | None = None
     try:
         with limit_query_seconds(QUERY_SECONDS):
@@ -56,7 +76,7 @@ def build_preview(submission: Submission) -> Preview:
         if is_cut:
             notes.append("The rows are large; fewer are shown.")
     except TimeoutError:
-        notes.append("Reading took too long; no row is shown.")
+        notes.append(TOO_SLOW)
     byte_count = None
     if row_count is not None and (rows or row_count == 0):
         header = len(format_csv_line([column.header for column in dataset.columns]))
@@ -66,6 +86,7 @@ def build_preview(submission: Submission) -> Preview:
         row_count,
         byte_count,
         is_counted,
+        dataset.columns,
         [
             [mask_cell(column, cell) for column, cell in zip(dataset.columns, row, strict=True)]
             for row in rows or ()

@@ -1,6 +1,7 @@
 """Reads jobs: one, a page, a search."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -9,8 +10,10 @@ from typing import Any
 from django.db.models import Case, Count, OuterRef, Q, QuerySet, Subquery, When
 from django.db.models.functions import Now
 
+from exhaust.datasets import DATASETS
 from exhaust.feed import cursor
-from exhaust.models import Job
+from exhaust.models import Job, OwnDataset
+from ingest.models import Conversation
 
 
 def _jobs_for_display() -> QuerySet[Job]:
@@ -25,7 +28,8 @@ def _jobs_for_display() -> QuerySet[Job]:
     job_count = jobs_ahead.order_by().values("channel").annotate(count=Count("pk")).values("count")
     return (
         Job.objects.select_related("channel")
-        .prefetch_related("files__links", "callbacks")
+        .defer("definition")
+        .prefetch_related("files__links", "deliveries")
         .annotate(
             queue_position=Case(When(status=Job.Status.SUBMITTED, then=Subquery(job_count))),
             database_now=Now(),  # decides which links have expired
@@ -40,18 +44,47 @@ def find_job(channel_id: int, tag: str, request_id: str) -> Job | None:
     return _jobs_for_display().filter(channel_id=channel_id, tag=tag, request_id=request_id).first()
 
 
+def explain_missing(channel_id: int, tag: str) -> str:
+    """A sentence that says which is unknown to the channel: the tag, or the request id."""
+    is_known = "\0" not in tag and Job.objects.filter(channel=channel_id, tag=tag).exists()
+    unknown = "the tag has no such requestId" if is_known else "the channel has no such tag"
+    return f"no job available with the given request_id and tag: {unknown}"
+
+
+def strip_channel(tag: str, channel: str) -> str:
+    """The tag as it was submitted, of one that may be written as answers write it."""
+    return tag.removesuffix(f":{channel}")
+
+
 @dataclass(frozen=True)
 class Filters:
-    """Conditions on jobs; None does not filter."""
+    """Conditions on jobs; None does not filter.
+
+    `readable` names the built-in datasets that the reader may see, and for own ones the scopes.
+    """
 
     channel_id: int
-    datasets: Sequence[str]
+    readable: Sequence[str]
+    datasets: Sequence[str] | None = None
     tag: str | None = None
+    tag_or_conversation: str | None = None
     tag_prefix: str | None = None
     statuses: Sequence[str] | None = None
     requested_by: str | None = None
     submitted_from: datetime | None = None
     submitted_before: datetime | None = None
+    request_id: str | None = None
+    conversation: str | None = None
+    text: str | None = None  # a part of tag, request id, or conversation's id or name
+
+
+def is_readable(readable: Sequence[str], prefix: str = "") -> Q:
+    """The condition on jobs of these built-in datasets, and of own ones with these scopes.
+
+    `prefix` is the path to the job.
+    """
+    own_scope, dataset = f"{prefix}own_scope", f"{prefix}dataset__in"
+    return Q(**{own_scope: "", dataset: readable}) | Q(**{f"{own_scope}__in": readable})
 
 
 @dataclass(frozen=True)
@@ -64,21 +97,51 @@ class Page:
 
 def filter_jobs(filters: Filters) -> QuerySet[Job]:
     """The matching jobs with everything that a response shows."""
-    if "\0" in (filters.tag or ""):
+    if any("\0" in value for value in vars(filters).values() if isinstance(value, str)):
         return Job.objects.none()
     lookups = {
+        "dataset__in": filters.datasets,
         "tag": filters.tag,
         "tag__startswith": filters.tag_prefix,
         "status__in": filters.statuses,
         "requested_by": filters.requested_by,
         "submitted_at__gte": filters.submitted_from,
         "submitted_at__lt": filters.submitted_before,
+        "request_id": filters.request_id,
+        "conversation": filters.conversation,
     }
-    return _jobs_for_display().filter(
+    jobs = _jobs_for_display()
+    if (name := filters.tag_or_conversation) is not None:
+        jobs = jobs.filter(Q(tag=name) | Q(conversation=name))
+    if filters.text is not None:
+        jobs = jobs.filter(_contains(filters.channel_id, filters.text))
+    return jobs.filter(
+        is_readable(filters.readable),
         channel_id=filters.channel_id,
-        dataset__in=filters.datasets,
         **{lookup: value for lookup, value in lookups.items() if value is not None},
     )
+
+
+def _contains(channel_id: int, text: str) -> Q:
+    named = Conversation.objects.filter(channel=channel_id, name__icontains=text)
+    return (
+        Q(tag__icontains=text)
+        | Q(request_id__icontains=text)
+        | Q(conversation__icontains=text)
+        | Q(conversation__in=named.values("identifier"))
+    )
+
+
+def find_unknown_dataset(channel_id: int, names: Sequence[str]) -> str:
+    """A name that is no dataset of the channel, and that no job has; empty if there is none."""
+    unknown = set(names) - set(DATASETS)
+    if unknown:
+        own = OwnDataset.objects.filter(channel=channel_id, name__in=unknown)
+        unknown -= set(own.values_list("name", flat=True))
+    if unknown:
+        jobs = Job.objects.filter(channel=channel_id, dataset__in=unknown)
+        unknown -= set(jobs.order_by().values_list("dataset", flat=True).distinct())
+    return min(unknown, default="")
 
 
 def search_jobs(filters: Filters, limit: int, after: str | None = None) -> Page:
@@ -94,6 +157,12 @@ def search_jobs(filters: Filters, limit: int, after: str | None = None) -> Page:
     return paginate(
         list(matching_jobs.order_by("-submitted_at", "-id")[: limit + 1]), filters, limit
     )
+
+
+def count_statuses(filters: Filters, limit: int) -> dict[str, int]:
+    """How many of the newest `limit` matching jobs have each status."""
+    newest = filter_jobs(filters).order_by("-submitted_at", "-id")
+    return Counter(newest.values_list("status", flat=True)[:limit])
 
 
 def describe_query(filters: Filters) -> list[Any]:

@@ -7,36 +7,45 @@ so concurrent sweeps submit one request for each slot, or leave the slot due. A 
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from time import monotonic
 from typing import Any
 
 from cronsim import CronSim, CronSimError
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Prefetch, Q, QuerySet, Window
+from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Window
 from django.db.models.functions import RowNumber
 
-from exhaust.datasets import DATASETS, is_private
+from exhaust.datasets import summary, survey
+from exhaust.datasets.layout import COLUMN_FIELDS, find_column_errors
+from exhaust.datasets.own import find_dataset, unknown_dataset
 from exhaust.datasets.selection import load_zone
-from exhaust.delivery import http_client
+from exhaust.datasets.zones import find_zone_name
+from exhaust.delivery import destinations, http_client, notices
 from exhaust.feed import cursor
+from exhaust.feed.pages import explain_unknown_application
 from exhaust.jobs import submit, transitions
 from exhaust.jobs.submit import Submission
 from exhaust.models import Job, Schedule
 from ingest import audit, logs
 from ingest.db.clock import read_clock
-from ingest.events import RequestError
+from ingest.events import RequestError, format_count
 from ingest.models import IDENTIFIER, IDENTIFIER_RULE, Channel, find_excess, require_room
 
 log = logs.get_logger(__name__)
 EDITABLE_FIELDS = (
     "cron", "zone", "dataset", "conversation", "window", "tag", "output_format", "requested_by",
-    "callback_url", "encryption",
+    "callback_url", "deliver_to", "encryption", "types", "application", "rows", "answers", "by",
+    "columns", "layout", "timestamps", "priority",
 )  # fmt: skip
+# of datasetConfig; an empty one stands for the dataset's default
+FILTERS = ("types", "application", "rows", "answers", "by")
+_CHOICES = {"rows": survey.ROWS, "answers": survey.ANSWERS, "by": summary.BY}
 MAX_SCHEDULES = 50  # of a channel
+LAST_JOBS = 5  # that a response shows
 MIN_GAP = timedelta(minutes=5)  # between two slots
 SWEEP_SECONDS = 0.5
 SWEEP_ROWS = 200  # read at once
@@ -68,6 +77,17 @@ def next_slot(cron: str, zone_name: str, after: datetime) -> datetime:
     for moment in _iterate_slots(cron, zone_name, after):
         return moment
     raise ValueError("Names a day that never comes; write one that exists.")
+
+
+def list_slots(cron: str, zone_name: str, count: int) -> list[datetime]:
+    """The next slots, up to `count`. Raises `ValueError` with the remedy."""
+    return list(islice(_iterate_slots(cron, zone_name, read_clock()), count))
+
+
+def next_night() -> datetime:
+    """The next hour of the daily run, at which jobs of the priority `nightly` begin."""
+    hour, zone_name = settings.EXHAUST_DAILY_HOUR, settings.EXHAUST_DAILY_TIMEZONE
+    return next_slot(f"0 {hour} * * *", zone_name, read_clock())
 
 
 def _has_short_gap(cron: str) -> bool:
@@ -119,7 +139,8 @@ def max_window_days(window: str) -> int:
     if day_count is None:
         raise ValueError(f"One of {', '.join(_MAX_DAYS_BY_WINDOW)}, or last N days.")
     if day_count > settings.EXHAUST_MAX_DAYS:
-        raise ValueError(f"At most {settings.EXHAUST_MAX_DAYS} days at once; take a shorter one.")
+        days = format_count(settings.EXHAUST_MAX_DAYS, "day")
+        raise ValueError(f"At most {days} at once; take a shorter one.")
     return day_count
 
 
@@ -185,21 +206,22 @@ def _find_invalid_fields(schedule: Schedule) -> dict[str, str]:
     if not re.match(IDENTIFIER, schedule.name):
         errors["name"] = IDENTIFIER_RULE
     try:
-        load_zone(schedule.zone)
+        find_zone_name(schedule.zone)
     except ValueError as error:
         errors["zone"] = str(error)
     try:
         next_slot(schedule.cron, "UTC" if "zone" in errors else schedule.zone, now)
     except ValueError as error:
         errors["cron"] = str(error)
-    if schedule.dataset not in DATASETS:
-        errors["dataset"] = (
-            f"There is no dataset of that name; ask for one of {', '.join(DATASETS)}."
-        )
+    dataset = find_dataset(schedule.channel_id, schedule.dataset)
+    if dataset is None:
+        errors["dataset"] = unknown_dataset(schedule.channel_id)
     else:
-        config_fields = {"conversationId"} if schedule.conversation else set()
-        if config_errors := DATASETS[schedule.dataset].find_errors(config_fields):
-            errors["conversation"] = config_errors["conversationId"]
+        config = build_config(schedule)
+        for name, remedy in dataset.find_errors(config).items():
+            errors["conversation" if name == "conversationId" else name] = remedy
+        errors |= find_column_errors(dataset, config)
+    errors |= _find_filter_errors(schedule)
     try:
         max_window_days(schedule.window)
     except ValueError as error:
@@ -209,7 +231,16 @@ def _find_invalid_fields(schedule: Schedule) -> dict[str, str]:
             http_client.parse_url(schedule.callback_url, schedule.channel.identifier)
         except http_client.AddressNotAllowed as error:
             errors["callback_url"] = str(error)
-    if remedy := _encryption_error(schedule):
+    if schedule.deliver_to and (
+        remedy := destinations.explain_unusable(
+            schedule.channel_id,
+            schedule.deliver_to,
+            schedule.dataset,
+            dataset.own_scope if dataset else "",
+        )
+    ):
+        errors["deliver_to"] = remedy
+    if remedy := _encryption_error(schedule, dataset is None or dataset.is_private):
         errors["encryption"] = remedy
     if not {"name", "zone", "window"} & set(errors):
         try:
@@ -219,14 +250,39 @@ def _find_invalid_fields(schedule: Schedule) -> dict[str, str]:
     return errors
 
 
-def _encryption_error(schedule: Schedule) -> str:
+def build_config(schedule: Schedule) -> dict[str, Any]:
+    """The fields of datasetConfig that differ from their defaults, without dataset and days."""
+    config = {"conversationId": schedule.conversation}
+    config |= {name: getattr(schedule, name) for name in (*FILTERS, *COLUMN_FIELDS)}
+    if schedule.timestamps != "local":
+        del config["timestamps"]
+    return {name: value for name, value in config.items() if value}
+
+
+def _find_filter_errors(schedule: Schedule) -> dict[str, str]:
+    errors = {}
+    for name, choices in _CHOICES.items():
+        if (value := getattr(schedule, name)) and value not in choices:
+            errors[name] = f"One of {', '.join(choices)}."
+    if not isinstance(schedule.types, list) or not all(
+        isinstance(name, str) and 0 < len(name) <= 255 for name in schedule.types
+    ):
+        errors["types"] = "Write a list of event types, each of 1 to 255 characters."
+    if schedule.application and (
+        remedy := explain_unknown_application(schedule.channel_id, schedule.application)
+    ):
+        errors["application"] = remedy
+    return errors
+
+
+def _encryption_error(schedule: Schedule, has_personal_data: bool) -> str:
     """Why its files cannot be encrypted as requested or required; empty where they can."""
-    if not schedule.encryption and not is_private(schedule.dataset):
+    if not schedule.encryption and not has_personal_data:
         return ""
     channel = Channel.objects.filter(pk=schedule.channel_id).first()
     if channel is None:  # the form reports it
         return ""
-    required_encryption = channel.private_encryption if is_private(schedule.dataset) else ""
+    required_encryption = channel.private_encryption if has_personal_data else ""
     encryption = schedule.encryption or required_encryption
     if encryption not in ("", Channel.Encryption.PUBLICKEY):
         return "A recurring request cannot use a password, which is never stored; use publickey."
@@ -292,6 +348,20 @@ def submit_slot(schedule: Schedule, now: datetime) -> bool:
     return False
 
 
+def run_now(schedule: Schedule) -> Job:
+    """Submits the request of this moment, ahead of others of low priority; the slots stay.
+
+    Returns the job, which may be one of today with the same request. Raises `RequestError` where
+    the schedule is invalid as it stands, or as `submit.submit` does.
+    """
+    if errors := _find_invalid_fields(schedule):
+        field, advice = next(iter(errors.items()))
+        raise RequestError("conflict", f"{field}: {advice} Save the schedule with a valid value.")
+    now = read_clock()
+    submission = _build_submission(schedule, now)
+    return submit.submit(replace(submission, priority=Job.Priority.INTERACTIVE), now)
+
+
 def _if_slot_unchanged(schedule: Schedule) -> QuerySet[Schedule]:
     return Schedule.objects.filter(pk=schedule.pk, next_at=schedule.next_at, paused_at=None)
 
@@ -305,15 +375,16 @@ def _build_submission(schedule: Schedule, slot: datetime) -> Submission:
         dataset=schedule.dataset,
         config={
             "type": schedule.dataset,
-            **({"conversationId": schedule.conversation} if schedule.conversation else {}),
             "startDate": window.first.isoformat(),
             "endDate": window.last.isoformat(),
-            "timezone": schedule.zone,
+            "timezone": find_zone_name(schedule.zone),
+            **build_config(schedule),
         },
         requested_by=schedule.requested_by,
         output_format=schedule.output_format,
-        priority=Job.Priority.NIGHTLY,
+        priority=Job.Priority[schedule.priority.upper()],
         callback_url=schedule.callback_url,
+        deliver_to=schedule.deliver_to,
         encryption=schedule.encryption,
         schedule_id=schedule.pk,
     )
@@ -335,6 +406,7 @@ def _record_rejection(schedule: Schedule, message: str, now: datetime) -> None:
             log.warning("schedule.rejected", schedule=schedule.pk)
         return
     log.warning("schedule.abandoned", schedule=schedule.pk)
+    notices.announce_schedule(schedule)
     final_message = (
         f"{message} Given up after an hour; due since {schedule.next_at:%Y-%m-%d %H:%M} UTC."
     )
@@ -360,6 +432,7 @@ def save(schedule: Schedule, now: datetime | None = None) -> Schedule:
     nothing. Raises `ValueError` for an invalid cron or zone, and `RequestError` (409) where the
     channel has as many as it may.
     """
+    schedule.zone = find_zone_name(schedule.zone)
     values = {field: getattr(schedule, field) for field in EDITABLE_FIELDS}
     next_at = next_slot(schedule.cron, schedule.zone, now or read_clock())
     with transaction.atomic():
@@ -441,19 +514,25 @@ def delete(schedule: Schedule) -> None:
 # Reading ------------------------------------------------------------------------------------------
 
 
-def schedules_for_display() -> QuerySet[Schedule]:
-    """Schedules with everything that a response shows; `last_jobs` has the newest five."""
-    newest_jobs = Job.objects.order_by("-submitted_at", "-id")[:5]
-    return Schedule.objects.select_related("channel").prefetch_related(
-        Prefetch("jobs", newest_jobs, to_attr="last_jobs")
-    )
+def _fetch_for_display(rows: QuerySet[Schedule]) -> list[Schedule]:
+    """Returns schedules with everything that a response shows; `last_jobs` has the newest five."""
+    # a lookup for each: a window over all jobs of a schedule would read them all
+    newest = Job.objects.filter(schedule=OuterRef("pk")).order_by("-submitted_at", "-id")
+    keys = {f"job_{nth}": Subquery(newest.values("pk")[nth : nth + 1]) for nth in range(LAST_JOBS)}
+    schedules = list(rows.select_related("channel").annotate(**keys))
+    pks = [list(filter(None, (getattr(row, key) for key in keys))) for row in schedules]
+    jobs = Job.objects.defer("definition").in_bulk(chain.from_iterable(pks))
+    for row, last in zip(schedules, pks, strict=True):
+        row.last_jobs = [jobs[pk] for pk in last if pk in jobs]  # type: ignore[attr-defined]
+    return schedules
 
 
 def fetch_schedule(channel_id: int, name: str) -> Schedule | None:
     """The channel's schedule of that name."""
     if not re.match(IDENTIFIER, name):
         return None
-    return schedules_for_display().filter(channel_id=channel_id, name=name).first()
+    rows = Schedule.objects.filter(channel_id=channel_id, name=name)
+    return next(iter(_fetch_for_display(rows)), None)
 
 
 @dataclass(frozen=True)
@@ -471,10 +550,10 @@ def fetch_page(channel_id: int, datasets: list[str], limit: int, after: str | No
     if after is not None:
         (name,) = cursor.decode(after, query)
         is_after_cursor = Q(name__gt=name)
-    matching_schedules = schedules_for_display().filter(
+    matching_schedules = Schedule.objects.filter(
         is_after_cursor, channel_id=channel_id, dataset__in=datasets
     )
-    rows = list(matching_schedules.order_by("name")[: limit + 1])
+    rows = _fetch_for_display(matching_schedules.order_by("name")[: limit + 1])
     has_more = len(rows) > limit
     rows = rows[:limit]
     return Page(rows, cursor.encode([rows[-1].name], query) if has_more else None)

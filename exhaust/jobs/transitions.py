@@ -10,17 +10,30 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
-from django.db.models import Case, Count, Exists, F, Min, OuterRef, Q, QuerySet, Subquery, When
+from django.db.models import (
+    Case,
+    Count,
+    Exists,
+    F,
+    Min,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    Value,
+    When,
+)
 from django.db.models.expressions import CombinedExpression
-from django.db.models.functions import Greatest, Now
+from django.db.models.functions import Greatest, Least, Now
 from psycopg.errors import LockNotAvailable
 
 from exhaust import metrics
-from exhaust.delivery import callbacks
+from exhaust.delivery import callbacks, destinations, notices
 from exhaust.failpoints import trigger_failpoint
 from exhaust.jobs import backoff, wakeup
 from exhaust.models import File, Job, Transition
@@ -35,7 +48,7 @@ LEASE = timedelta(seconds=30)
 OUTAGE_PAUSE = timedelta(seconds=10)
 OUTAGE_TRIAL = timedelta(seconds=60)  # an attempt that lasts longer says nothing of the storage
 CLAIM_LOCK_TIMEOUT_MS = 2000
-CLAIM_IDLE_TIMEOUT_MS = 5000
+IDLE_TIMEOUT_MS = 5000
 TERMINAL_STATUSES = (Status.SUCCESS, Status.FAILED, Status.CANCELLED)
 
 
@@ -98,7 +111,7 @@ def _channels_at_limit() -> QuerySet[Any]:
     )
 
 
-def queue_wait(lowest_priority: int = Job.Priority.NIGHTLY) -> timedelta:
+def queue_wait(lowest_priority: int = Job.Priority.LOW) -> timedelta:
     """How long the oldest claimable job has waited for a worker; zero without one.
 
     Considers priorities down to `lowest_priority`.
@@ -121,7 +134,7 @@ def format_worker_id(pid: int) -> str:
 
 
 def claim(
-    job_id: int | None = None, lowest_priority: int = Job.Priority.NIGHTLY, worker_id: str = ""
+    job_id: int | None = None, lowest_priority: int = Job.Priority.LOW, worker_id: str = ""
 ) -> Job | None:
     """Claims the next due job (or this one) with a fresh lease and attempt; None without one.
 
@@ -156,19 +169,19 @@ def claim(
 def _claim_in_channel(channel_id: int, candidates: QuerySet[Job], worker_id: str) -> int | None:
     """Claims the channel's next candidate; returns its primary key."""
     with transaction.atomic():
-        _set_claim_timeouts()
+        _bound_transaction(lock_timeout_ms=CLAIM_LOCK_TIMEOUT_MS)
         # serializes claims of a channel, so that its running jobs are counted correctly
         Channel.objects.select_for_update(no_key=True).get(pk=channel_id)
         row = (
             candidates.filter(channel_id=channel_id)
             .order_by("priority", "submitted_at", "id")
             .select_for_update(no_key=True, skip_locked=True)  # a locked job is being published
-            .values_list("pk", "status", "worker_id", "dataset")
+            .values_list("pk", "status", "worker_id", "dataset", "own_scope")
             .first()
         )
         if row is None:
             return None
-        pk, status, previous_worker, dataset = row
+        pk, status, previous_worker, *dataset = row
         if not _transition(
             pk,
             _due_jobs(),
@@ -183,23 +196,23 @@ def _claim_in_channel(channel_id: int, candidates: QuerySet[Job], worker_id: str
         trigger_failpoint("claim.before", pk)
     if status == Status.PROCESSING:
         metrics.LEASE_TAKEOVERS.labels(
-            dataset, "worker_lost" if previous_worker else "released"
+            metrics.dataset_label(*dataset), "worker_lost" if previous_worker else "released"
         ).inc()
     return int(pk)
 
 
-def _set_claim_timeouts() -> None:
-    """Bounds how long a stopped process can block claims of its channel.
+def _bound_transaction(lock_timeout_ms: int | None = None) -> None:
+    """Bounds how long a stopped process can hold up claims of its channel, and readers of the feed.
 
-    A claim takes milliseconds. PostgreSQL ends an idle transaction, and other claims stop waiting.
+    A claim and a publication take milliseconds. PostgreSQL ends an idle transaction, and other
+    claims stop waiting.
     """
     if connection.vendor == "postgresql":
+        limits = f"SET LOCAL idle_in_transaction_session_timeout = {int(IDLE_TIMEOUT_MS)}"
+        if lock_timeout_ms is not None:
+            limits += f"; SET LOCAL lock_timeout = {int(lock_timeout_ms)}"
         with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT set_config('lock_timeout', %s, true),"
-                " set_config('idle_in_transaction_session_timeout', %s, true)",
-                [str(CLAIM_LOCK_TIMEOUT_MS), str(CLAIM_IDLE_TIMEOUT_MS)],
-            )
+            cursor.execute(limits)
 
 
 def _next_channel(candidates: QuerySet[Job], tried_channels: set[int]) -> int | None:
@@ -227,7 +240,7 @@ def _next_channel(candidates: QuerySet[Job], tried_channels: set[int]) -> int | 
 
 
 def _transition(pk: int, eligible_jobs: QuerySet[Job], **values: Any) -> bool:
-    """Updates the job if it is still eligible, and writes its history and callback."""
+    """Updates the job if it is still eligible, and writes its history and deliveries."""
     if values["status"] in TERMINAL_STATUSES:
         values |= {"encrypted_key": None, "storage_failed_at": None}
     with transaction.atomic():
@@ -239,12 +252,12 @@ def _transition(pk: int, eligible_jobs: QuerySet[Job], **values: Any) -> bool:
         )
         if job.callback_url and job.status in TERMINAL_STATUSES:
             callbacks.create_callback(job)
-            transaction.on_commit(_enqueue_callbacks)
+            transaction.on_commit(partial(wakeup.enqueue, "exhaust.deliver_callbacks"))
+        if job.deliver_to and job.status == Status.SUCCESS:
+            destinations.create_file_delivery(job)
+            transaction.on_commit(partial(wakeup.enqueue, "exhaust.deliver_files"))
+        notices.announce_job(job)
     return True
-
-
-def _enqueue_callbacks() -> None:
-    wakeup.enqueue("exhaust.deliver_callbacks")
 
 
 def _owned_job(job: Job) -> QuerySet[Job]:
@@ -275,6 +288,7 @@ def publish(
     now = read_clock()
     rows = sum(file.row_count for file in files)
     with transaction.atomic():
+        _bound_transaction()
         precondition()
         won = _transition(
             job.pk,
@@ -325,7 +339,8 @@ def fail(job: Job, message: str, *, permanent: bool = False, counts: bool = True
     log.warning("job.failed", job=job, attempt=job.attempt, permanent=permanent)
     if won:
         outcome = "failed" if is_final else "retried"
-        metrics.ATTEMPTS_ENDED.labels(job.dataset, outcome).inc()
+        dataset = metrics.dataset_label(job.dataset, job.own_scope)
+        metrics.ATTEMPTS_ENDED.labels(dataset, outcome).inc()
     return won
 
 
@@ -345,13 +360,13 @@ def _end_failed(job: Job, message: str, now: datetime, **values: Any) -> bool:
 def postpone(job: Job, reason: str) -> bool:
     """Moves the job to SUBMITTED until the storage is tried again; the attempt does not count.
 
-    FAILED follows a day after the request. False when the lease was lost.
+    FAILED follows a day after the first attempt. False when the lease was lost.
     """
     row = Job.objects.annotate(now=Now()).get(pk=job.pk)
     failed_at = row.storage_failed_at
     delay = backoff.choose_outage_delay(row.due_at - failed_at if failed_at else None)
     due_at = row.now + delay
-    is_final = due_at - row.submitted_at > backoff.OUTAGE_LIMIT
+    is_final = due_at - find_first_start(row) > backoff.OUTAGE_LIMIT
     if is_final:
         message = f"{reason}, for 24 hours. Send the request again when it works."
         won = _end_failed(job, message, row.now, uncounted_attempts=F("uncounted_attempts") + 1)
@@ -367,13 +382,34 @@ def postpone(job: Job, reason: str) -> bool:
             storage_failed_at=row.now,
         )
     if won:
-        metrics.ATTEMPTS_ENDED.labels(job.dataset, "failed" if is_final else "postponed").inc()
+        dataset = metrics.dataset_label(job.dataset, job.own_scope)
+        metrics.ATTEMPTS_ENDED.labels(dataset, "failed" if is_final else "postponed").inc()
     return won
+
+
+def find_first_start(job: Job) -> datetime:
+    """Returns when the first attempt since the job's submission began; without one, the latter."""
+    starts = job.transitions.filter(status=Status.PROCESSING, changed_at__gte=job.submitted_at)
+    first: datetime | None = starts.order_by("pk").values_list("changed_at", flat=True).first()
+    return first or job.submitted_at
 
 
 def run_now(job: Job) -> bool:
     """Makes a SUBMITTED job due now; False for any other status."""
     return bool(Job.objects.filter(pk=job.pk, status=Status.SUBMITTED).update(due_at=Now()))
+
+
+def hasten(job: Job, due_at: datetime | None, priority: int) -> bool:
+    """Lets a job that no worker has tried yet run as early as another request for it wants.
+
+    Returns whether it changed the job.
+    """
+    untried = Job.objects.filter(
+        pk=job.pk, status=Status.SUBMITTED, attempt=F("uncounted_attempts"), storage_failed_at=None
+    )
+    due = Now() if due_at is None else Value(due_at)
+    later = untried.filter(Q(due_at__gt=due) | Q(priority__gt=priority))
+    return bool(later.update(due_at=Least("due_at", due), priority=Least("priority", priority)))
 
 
 def cancel(job: Job, message: str) -> bool:
@@ -391,7 +427,8 @@ def cancel(job: Job, message: str) -> bool:
     )
     log.info("job.cancelled", job=job, won=won)
     if won:
-        metrics.ATTEMPTS_ENDED.labels(job.dataset, "cancelled").inc()
+        dataset = metrics.dataset_label(job.dataset, job.own_scope)
+        metrics.ATTEMPTS_ENDED.labels(dataset, "cancelled").inc()
     return won
 
 
@@ -460,8 +497,11 @@ def rerunnable_jobs() -> QuerySet[Job]:
     )
 
 
-def resubmit(job: Job, encrypted_key: bytes | None = None) -> bool:
-    """Moves a rerunnable job to SUBMITTED, with new attempts and a new watermark."""
+def resubmit(job: Job, encrypted_key: bytes | None = None, due_at: datetime | None = None) -> bool:
+    """Moves a rerunnable job to SUBMITTED, with new attempts and a new watermark.
+
+    It runs at `due_at` at the earliest, by default now.
+    """
     return _transition(
         job.pk,
         rerunnable_jobs(),
@@ -469,7 +509,7 @@ def resubmit(job: Job, encrypted_key: bytes | None = None) -> bool:
         status=Status.SUBMITTED,
         status_message="",
         uncounted_attempts=F("attempt"),
-        due_at=Now(),
+        due_at=due_at or Now(),
         lease_until=None,
         submitted_at=read_clock(),
         submitted_xid=CurrentPosition(),

@@ -29,11 +29,13 @@ LOST = timedelta(seconds=60)  # then another message is sent
 SWEEP = "exhaust.sweep"
 STALLED = timedelta(seconds=15)  # then what Celery's schedule should have sent is run without it
 DRAFT_SECONDS = 60
+GAP = timedelta(minutes=10)  # without a sweep; then people are told
+_SEEN, _GAP_ENDED = "sweep.seen", "sweep.gap"
 
 
 def enqueue_work(priority: int = Job.Priority.INTERACTIVE) -> None:
     """Wakes a worker for a due job of that priority."""
-    queue = Job.Priority(priority).name.lower()
+    queue = Job.Priority(priority).queue
     enqueue("exhaust.work", queue, queue=queue)
 
 
@@ -120,6 +122,25 @@ def is_stalled(kind: str, after: timedelta) -> bool:
     return Wakeup.objects.filter(kind=kind, started_at__lte=Now() - after).exists()
 
 
+def has_run(kind: str, within: timedelta) -> bool:
+    """Returns whether the task began to run within that time."""
+    return Wakeup.objects.filter(kind=kind, started_at__gt=Now() - within).exists()
+
+
+def note_sweep() -> None:
+    """Notes that a sweep runs, and that there was none for `GAP` before it."""
+    if has_run(_SEEN, GAP / 10):
+        return
+    if is_stalled(_SEEN, GAP):
+        record_start(_GAP_ENDED)
+    record_start(_SEEN)
+
+
+def take_gap() -> bool:
+    """Returns whether a gap was noted since this was called last."""
+    return bool(Wakeup.objects.filter(kind=_GAP_ENDED).delete()[0])
+
+
 def fetch_sweep_age() -> timedelta | None:
     """Returns how long ago the last sweep began; None before the first one."""
     age = ExpressionWrapper(Now() - F("started_at"), DurationField())
@@ -129,7 +150,7 @@ def fetch_sweep_age() -> timedelta | None:
 
 def forget_message(priority: int) -> None:
     """Lets the next wake-up of that priority be sent: the one before it is lost."""
-    kind = f"exhaust.work:{Job.Priority(priority).name.lower()}"
+    kind = f"exhaust.work:{Job.Priority(priority).queue}"
     Wakeup.objects.filter(kind=kind).update(sent_at=None)
 
 

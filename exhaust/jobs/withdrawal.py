@@ -1,4 +1,4 @@
-"""Revokes files that hold a participant who withdrew consent or was erased.
+"""Revokes files that hold a participant who withdrew consent or was erased, or that a user deletes.
 
 The rows that a file was made of, below the same watermark, decide whether it holds the
 participant. A file counts as holding them where those rows are no longer complete.
@@ -15,13 +15,16 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.db.models.functions import Now
 
-from exhaust.datasets import DATASETS, is_private
+from exhaust.datasets import is_private
 from exhaust.datasets.base import Dataset
+from exhaust.datasets.own import find_job_dataset
 from exhaust.datasets.resolve import resolve_selection
 from exhaust.datasets.selection import Selection
 from exhaust.files import links
 from exhaust.jobs import transitions
 from exhaust.models import DeadLetter, File, Job, Link
+from exhaust.models.files import AVAILABLE_FILE
+from ingest import audit
 from ingest.models import Participant
 from ingest.privacy import consent, erasure
 
@@ -42,7 +45,7 @@ def revoke_marked_files() -> None:
         marked = consent.find_marked().filter(channel=channel_id)
         while batch := _read_marks(marked[:MARKED_ROWS]):
             for job in _select_jobs(channel_id):
-                if is_private(job.dataset):
+                if is_private(job.dataset, job.own_scope):
                     _revoke_if_held(job, _select_later(batch, job))
             searched = marked.filter(device_id__in=list(batch))
             searched.filter(withdrawn_at__lte=max(batch.values())).update(files_pending=False)
@@ -60,7 +63,7 @@ def revoke_files_of_erased(channel_id: int, device_id: str, **_: Any) -> int:
 def revoke_if_marked(job: Job) -> bool:
     """Revokes the files of a job that hold a marked participant. Returns whether they do."""
     devices = erasure.fetch_unsearched_devices(job.channel_id)
-    if is_private(job.dataset):
+    if is_private(job.dataset, job.own_scope):
         marked = consent.find_marked().filter(channel=job.channel_id)
         devices += _select_later(_read_marks(marked), job)
     return _revoke_if_held(job, devices)
@@ -93,10 +96,33 @@ def _select_later(marks: Mapping[str, datetime], job: Job) -> list[str]:
 def _revoke_if_held(job: Job, device_ids: Sequence[str]) -> bool:
     if not device_ids or not may_contain(job, device_ids):
         return False
+    _withdraw(job, WITHDRAWN_MESSAGE)
+    return True
+
+
+def _withdraw(job: Job, message: str) -> int:
+    """Withdraws the files and revokes their links; returns how many."""
     files = File.objects.filter(job=job, withdrawn_at=None)
     links.revoke(Link.objects.filter(file__in=files))
-    if files.update(withdrawn_at=Now()):
-        transitions.set_message(job, WITHDRAWN_MESSAGE)
+    if count := files.update(withdrawn_at=Now()):
+        transitions.set_message(job, message)
+    return count
+
+
+@transaction.atomic
+def withdraw_by_user(job: Job, username: str) -> bool:
+    """Withdraws the files of a job that a user deletes; False where none is available."""
+    if not File.objects.filter(AVAILABLE_FILE, job=job).exists():
+        return False
+    count = _withdraw(job, f"Deleted by {username}; send the request again for a new file.")
+    audit.record(
+        "file.deleted",
+        channel=job.channel.identifier,
+        subject=job.request_id,
+        dataset=job.dataset,
+        job=job.pk,
+        count=count,
+    )
     return True
 
 
@@ -119,7 +145,7 @@ def redact_dead_letters(
 
 def may_contain(job: Job, device_ids: Sequence[str]) -> bool:
     """Whether the job's file holds a row of these devices, or may hold one."""
-    dataset = DATASETS.get(job.dataset)
+    dataset = find_job_dataset(job)
     if dataset is None or job.watermark is None:
         return True
     try:
@@ -145,7 +171,7 @@ def require_consent_unchanged(job: Job, since: datetime) -> None:
     consent.lock_shared(job.channel_id)
     if consent.is_erasing(job.channel_id, since):
         raise ConsentChanged
-    if is_private(job.dataset):
+    if is_private(job.dataset, job.own_scope):
         withdrawn_devices = consent.fetch_withdrawn_since(job.channel_id, since)
         if withdrawn_devices and may_contain(job, withdrawn_devices):
             raise ConsentChanged

@@ -1,1 +1,1 @@
-"""The daily run: deletes what has reached its age, and checks what is left."""
+"""The daily run: deletes rows and files that have reached their age, and checks the others."""

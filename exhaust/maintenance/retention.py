@@ -7,9 +7,11 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 
+from exhaust.archive import runs
 from exhaust.datasets import DATASETS
 from exhaust.delivery import batches, destinations
 from exhaust.files import storage
+from exhaust.jobs import withdrawal
 from exhaust.models import Callback, DeadLetter, Destination, File, Job, Link
 from ingest import logs
 from ingest.db.clock import read_clock
@@ -44,6 +46,17 @@ def withdrawn_files() -> "QuerySet[File]":
 def delete_withdrawn_files() -> int:
     """Deletes withdrawn files; returns how many."""
     return sum(_delete_files(withdrawn_files()))
+
+
+def delete_now(job: Job, username: str) -> bool:
+    """Deletes the files of a job for a user; False where none is available.
+
+    The next sweep deletes what the storage does not delete now.
+    """
+    if not withdrawal.withdraw_by_user(job, username):
+        return False
+    list(_delete_files(withdrawn_files().filter(job=job)))
+    return True
 
 
 def _delete_files(files: QuerySet[File]) -> Iterator[int]:
@@ -174,6 +187,15 @@ def prune_events() -> Iterator[tuple[str, int]]:
                 break
         if is_read:
             log.warning("events.pruning_skipped", channel=channel.pk)
+
+
+def delete_pruned_archive() -> Iterator[int]:
+    """Deletes the archive's files all of whose events are pruned; yields 1 for each.
+
+    Raises `storage.StorageError`; the next run goes on.
+    """
+    for channel_id in Channel.objects.order_by("id").values_list("pk", flat=True):
+        yield from runs.delete_pruned(channel_id)
 
 
 def is_being_read(channel_id: int) -> bool:

@@ -1,5 +1,6 @@
-"""What jobs, files, schedules and deliveries are kept as."""
+"""The rows of jobs, files, schedules and deliveries."""
 
+from exhaust.models.archive import ArchiveFile, ArchiveRun, ArchiveState
 from exhaust.models.deliveries import (
     Callback,
     CallbackSecret,
@@ -11,11 +12,18 @@ from exhaust.models.deliveries import (
 from exhaust.models.files import File, Link
 from exhaust.models.jobs import Job, Transition
 from exhaust.models.maintenance import DailyRun, Wakeup
+from exhaust.models.notices import ChatWebhook, Notice, NoticeChoice
+from exhaust.models.own_datasets import OwnDataset
+from exhaust.models.saved_views import SavedView
 from exhaust.models.schedules import Schedule
 
 __all__ = [
+    "ArchiveFile",
+    "ArchiveRun",
+    "ArchiveState",
     "Callback",
     "CallbackSecret",
+    "ChatWebhook",
     "Claimable",
     "DailyRun",
     "DeadLetter",
@@ -24,6 +32,10 @@ __all__ = [
     "File",
     "Job",
     "Link",
+    "Notice",
+    "NoticeChoice",
+    "OwnDataset",
+    "SavedView",
     "Schedule",
     "Transition",
     "Wakeup",

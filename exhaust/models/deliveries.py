@@ -33,19 +33,25 @@ class CallbackSecret(models.Model):
 
 
 class Destination(Claimable):
-    """A receiver of a channel's sessions or events.
+    """A receiver of a channel's sessions or events, or of its files.
 
     `cursor_xid` and `cursor_id` are its cursor: it accepted everything up to that position.
-    `failures` counts its failed requests in a row.
+    `failures` counts its failed requests in a row. Files have no cursor: a job names its
+    destination.
     """
 
     class Kind(models.TextChoices):
         WEBHOOK = "webhook"
         ELASTICSEARCH = "elasticsearch"
+        S3 = "s3"
+        SFTP = "sftp", "SFTP"
+
+    FILE_KINDS = (Kind.S3, Kind.SFTP)
 
     class Resource(models.TextChoices):
         SESSIONS = "sessions"
         EVENTS = "events"
+        FILES = "files"
 
     class Method(models.TextChoices):
         PUT = "PUT"
@@ -62,17 +68,42 @@ class Destination(Claimable):
     types = models.JSONField(
         default=list, blank=True, help_text="Types of events that are pushed; none means all."
     )
+    application = models.CharField(
+        max_length=128,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="The id of the application whose documents alone are pushed; empty means all.",
+    )
     url = models.TextField()
     method = models.CharField(max_length=4, choices=Method.choices, default=Method.PUT)
     content_type = models.CharField(
         max_length=32, choices=ContentType.choices, default=ContentType.NDJSON
     )
-    user = models.CharField(max_length=255, blank=True, help_text="For HTTP Basic.")
+    user = models.CharField(
+        max_length=255, blank=True, help_text="For HTTP Basic or SFTP; a bucket's access key."
+    )
     encrypted_password = models.BinaryField(null=True, editable=False)
+    encrypted_private_key = models.BinaryField(null=True, editable=False, help_text="SFTP's.")
     encrypted_secret = models.BinaryField(null=True, editable=False, help_text="To sign with.")
     index = models.CharField(max_length=255, blank=True, help_text="Elasticsearch's.")
     doc_type = models.CharField(
         max_length=64, blank=True, help_text="_type, for Elasticsearch before 8."
+    )
+    bucket = models.CharField(max_length=63, blank=True, default="", db_default="")
+    region = models.CharField(max_length=63, blank=True, default="", db_default="")
+    host_key = models.CharField(
+        max_length=64,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Fingerprint of the SFTP server's key. Empty: the first test pins it.",
+    )
+    path = models.CharField(
+        max_length=255, blank=True, default="", db_default="", help_text="Template of files' paths."
+    )
+    allows_private = models.BooleanField(
+        default=False, db_default=False, help_text="Whether it may get files of private datasets."
     )
     created_at = models.DateTimeField(default=read_clock)
     paused_at = models.DateTimeField(null=True, blank=True)
@@ -104,12 +135,18 @@ class Destination(Claimable):
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def takes_files(self) -> bool:
+        return self.kind in self.FILE_KINDS
+
 
 class Delivery(Claimable):
-    """One request until it is accepted: a batch for a destination, or the callback of a job's end.
+    """One request until it is accepted: a batch for a destination, or the callback of a job's end;
+    or a job's files until a destination has them.
 
-    A batch is claimed with its destination; a callback is claimed by itself, and so is a test.
-    `documents` counts the documents of a batch, `answer` is the last HTTP status from the receiver.
+    A batch is claimed with its destination; a callback is claimed by itself, and so are a test and
+    files. `documents` counts the documents of a batch, or the files that are delivered. `answer` is
+    the last HTTP status from the receiver.
     """
 
     class Status(models.TextChoices):
@@ -123,12 +160,13 @@ class Delivery(Claimable):
         DEAD_LETTERS = "letters"  # dead letters once more
         TEST = "test"
         CALLBACK = "callback"
+        FILES = "files"
 
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     kind = models.CharField(max_length=8, choices=Kind.choices, default=Kind.FEED)
     status = models.CharField(max_length=16, choices=Status.choices, default=Status.FAILING)
     documents = models.IntegerField(default=0)
-    byte_count = models.IntegerField(default=0)
+    byte_count = models.BigIntegerField(default=0)
     attempt = models.IntegerField(default=0)
     answer = models.IntegerField(null=True, help_text="The receiver's last HTTP status.")
     error = models.TextField(blank=True, help_text="Why the last attempt failed.")
@@ -147,16 +185,18 @@ class Delivery(Claimable):
         null=True, editable=False, help_text="The undelivered rows; null for all."
     )
 
-    job = models.ForeignKey(Job, on_delete=models.CASCADE, null=True, related_name="callbacks")
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, null=True, related_name="deliveries")
     job_status = models.CharField(max_length=16, choices=Job.Status.choices, blank=True)
-    url = models.TextField(blank=True, help_text="Where a callback goes.")
+    url = models.TextField(
+        blank=True, help_text="Where a callback goes; the path of the last one of files."
+    )
 
     class Meta:
         verbose_name_plural = "deliveries"
         constraints = [
             models.UniqueConstraint(
                 fields=["destination"],
-                condition=models.Q(destination__isnull=False, status="failing"),
+                condition=models.Q(destination__isnull=False, job__isnull=True, status="failing"),
                 name="delivery_one_at_a_time",
             ),
             models.UniqueConstraint(
@@ -166,7 +206,8 @@ class Delivery(Claimable):
             ),
             models.CheckConstraint(
                 condition=models.Q(destination__isnull=False, job__isnull=True)
-                | models.Q(destination__isnull=True, job__isnull=False),
+                | models.Q(destination__isnull=True, job__isnull=False)
+                | models.Q(kind="files", job__isnull=False),
                 name="delivery_of_one_owner",
             ),
         ]
@@ -175,7 +216,17 @@ class Delivery(Claimable):
                 fields=["next_at"],
                 condition=models.Q(kind="callback", status="failing"),
                 name="callback_due",
-            )
+            ),
+            models.Index(
+                fields=["next_at"],
+                condition=models.Q(kind="files", status="failing"),
+                name="files_due",
+            ),
+            models.Index(
+                fields=["ended_at"],
+                condition=models.Q(kind__in=["callback", "files"], status="dead"),
+                name="delivery_dead",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -11,7 +11,10 @@ from ingest.db.clock import read_clock
 
 
 class File(models.Model):
-    """One file of an exhaust. It exists for others because its job says SUCCESS."""
+    """One file of an exhaust. It exists for others because its job says SUCCESS.
+
+    `withdrawn_at` is also when a user deleted it.
+    """
 
     job = models.ForeignKey(Job, on_delete=models.PROTECT, related_name="files", db_index=False)
     part = models.IntegerField(default=1)
@@ -96,4 +99,9 @@ class Link(models.Model):
     max_uses = models.IntegerField(db_default=MAX_USES, default=MAX_USES)
     created_by = models.CharField(
         max_length=255, default="", db_default="", help_text="The user, or the key with its id."
+    )
+    is_shared = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="Whether a person made it to share; no answer of the API shows it.",
     )

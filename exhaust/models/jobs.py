@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.db import models
+from django.db.models.fields.json import KT
 
 from ingest.db.clock import read_clock
 from ingest.models import Channel
@@ -21,13 +22,35 @@ class Job(models.Model):
 
     class Priority(models.IntegerChoices):
         INTERACTIVE = 0  # a person waits for it
-        NIGHTLY = 1
+        NIGHTLY = 1  # was not to run before the night
+        LOW = 2
+
+        @property
+        def queue(self) -> str:
+            """The queue of the wake-ups; a worker of `nightly` runs jobs of every priority."""
+            return "interactive" if self == Job.Priority.INTERACTIVE else "nightly"
 
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     tag = models.CharField(max_length=128)
     request_id = models.CharField(max_length=32)
     dataset = models.CharField(max_length=64)
+    definition = models.JSONField(
+        null=True, editable=False, help_text="Of an own dataset, as it was when requested."
+    )
+    own_scope = models.CharField(
+        max_length=32,
+        default="",
+        db_default="",
+        editable=False,
+        help_text="Scope of an own dataset, as it was when requested; empty for a built-in one.",
+    )
     config = models.JSONField(help_text="datasetConfig as it was sent.")
+    # a column: row-level security keeps PostgreSQL from an index of an expression
+    conversation = models.GeneratedField(
+        expression=KT("config__conversationId"),
+        output_field=models.TextField(null=True),
+        db_persist=True,
+    )
     output_format = models.CharField(max_length=16, default="csv")
     encryption = models.CharField(
         default="", db_default="", max_length=16, choices=Channel.Encryption.choices, blank=True
@@ -41,9 +64,16 @@ class Job(models.Model):
     status_message = models.TextField(blank=True)
     priority = models.SmallIntegerField(choices=Priority.choices, default=Priority.INTERACTIVE)
     schedule = models.ForeignKey(
-        "Schedule", on_delete=models.SET_NULL, null=True, related_name="jobs"
+        "Schedule", on_delete=models.SET_NULL, null=True, related_name="jobs", db_index=False
     )
     callback_url = models.TextField(blank=True, help_text="Receives a POST when the job ends.")
+    deliver_to = models.CharField(
+        max_length=128,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="The destination that gets the files.",
+    )
     attempt = models.IntegerField(default=0, help_text="Claims so far; every later write names it.")
     uncounted_attempts = models.IntegerField(
         default=0, help_text="Attempts that the limit ignores: released, or before a retry."
@@ -72,6 +102,9 @@ class Job(models.Model):
     completed_at = models.DateTimeField(null=True)
     execution_ms = models.BigIntegerField(null=True)
 
+    # set by `submit`: the request had this job before
+    is_existing = False
+
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["channel", "tag", "request_id"], name="job_identity")
@@ -83,7 +116,32 @@ class Job(models.Model):
                 name="job_unfinished",
             ),
             models.Index(fields=["channel", "tag", "-submitted_at"], name="job_by_tag"),
-            models.Index(fields=["channel", "-submitted_at", "-id"], name="job_by_channel"),
+            models.Index(
+                fields=["channel", "conversation", "-submitted_at", "-id"],
+                name="job_by_conversation",
+            ),
+            models.Index(  # lists; their filters and counts read the index alone
+                fields=[
+                    "channel",
+                    "-submitted_at",
+                    "-id",
+                    "status",
+                    "dataset",
+                    "own_scope",
+                    "completed_at",
+                ],
+                name="job_by_time",
+            ),
+            models.Index(
+                fields=["schedule", "-submitted_at", "-id"],
+                condition=models.Q(schedule__isnull=False),
+                name="job_by_schedule",
+            ),
+            models.Index(
+                fields=["channel", "dataset"],
+                condition=~models.Q(own_scope=""),
+                name="job_own_dataset",
+            ),
             models.Index(fields=["channel", "-started_at"], name="job_by_start"),
         ]
 

@@ -1,6 +1,5 @@
-"""Whether the process lives, whether it can work, and what to say where nothing is."""
+"""Whether the process lives, and whether it can work."""
 
-import sys
 from collections.abc import Sequence
 from datetime import date, timedelta
 from hmac import compare_digest
@@ -8,10 +7,8 @@ from ipaddress import ip_address
 
 import psycopg
 from django.conf import settings
-from django.core.exceptions import DisallowedHost
 from django.db import DatabaseError, InterfaceError, connection, transaction
-from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.utils.html import format_html
+from django.http import HttpRequest, JsonResponse
 
 from exhaust.files import storage
 from exhaust.jobs import transitions, wakeup
@@ -22,7 +19,6 @@ from ingest.db import outages
 from ingest.db.clock import read_clock
 from ingest.db.pool import SessionsShared
 from ingest.feed import restore
-from ingest.http import problems
 from ingest.http.response_fields import Body, choice, integer, text
 from ingest.http.schema import extend_schema
 
@@ -218,34 +214,3 @@ def read_state(checks: Sequence[Check] = CHECKS) -> State:
     for check in checks:
         check.start()
     return {part: value for check in checks for part, value in check.read().items()}
-
-
-# Addresses that are none --------------------------------------------------------------------------
-
-
-def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    title, reason, detail = "Bad request", "bad_request", problems.UNREADABLE
-    if isinstance(exception, DisallowedHost):
-        log.warning("host.refused", setting="ALLOWED_HOSTS")
-        title, reason, detail = "Unknown host", "host", problems.UNKNOWN_HOST
-    elif problem := problems.classify(exception):
-        _, reason, detail = problem
-    if "text/html" in request.headers.get("Accept", ""):
-        page = "<!doctype html><title>{0}</title><h1>{0}</h1><p>{1}</p>"
-        return HttpResponse(format_html(page, title, detail), status=400)
-    return problems.build_response(400, reason, detail)
-
-
-def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
-    return problems.build_response(404, "not_found", "There is nothing at this address.")
-
-
-def server_error(request: HttpRequest) -> HttpResponse:
-    error = sys.exception()  # Django calls this while it handles it
-    code, reason, detail = problems.explain(error if isinstance(error, Exception) else Exception())
-    if code == 503 and "text/html" in request.headers.get("Accept", ""):
-        page = "<!doctype html><title>Try again</title><h1>Try again soon</h1><p>{}</p>"
-        response = HttpResponse(format_html(page, detail), status=code)
-        problems.add_headers(response, code)
-        return response
-    return problems.build_response(code, reason, detail)

@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
-from django.db.models import Count
+from django.db.models import Case, Count, Sum, Value, When
+from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from prometheus_client import (
     REGISTRY,
@@ -19,16 +22,18 @@ from prometheus_client.registry import Collector
 
 import exhaust.metrics
 import ingest.metrics
+from exhaust.archive import objects, runs
 from exhaust.datasets import DATASETS
 from exhaust.delivery import destinations
 from exhaust.jobs import transitions, wakeup
-from exhaust.models import Destination, Job, Schedule
+from exhaust.models import ArchiveFile, Delivery, Destination, Job, Schedule
 from exhaust.monitoring import health
 from ingest.adapters import ADAPTERS
 from ingest.auth import keys
 from ingest.derive import deriver
+from ingest.http import problems
 from ingest.http.schema import PROBLEM, Problem, extend_schema
-from ingest.models import ApiKey, DerivationState
+from ingest.models import ApiKey, Channel, DerivationState
 
 
 @extend_schema(
@@ -52,7 +57,7 @@ def serve_metrics(request: HttpRequest) -> HttpResponse:
     Send `Authorization: Bearer EXHAUST_METRICS_TOKEN`. Without that setting it is 404.
     """
     if not settings.EXHAUST_METRICS_TOKEN:
-        return health.not_found(request, LookupError())
+        return problems.build_response(404, "not_found", "There is nothing at this address.")
     if not health.has_metrics_token(request):
         response = HttpResponse(
             "Send EXHAUST_METRICS_TOKEN as Authorization: Bearer.\n", "text/plain", 401
@@ -74,7 +79,7 @@ def _build_registry(*, has_rows: bool) -> CollectorRegistry:
     A worker with a port has a folder of its own (`config/settings.py`), so each count is shown
     once.
     """
-    exhaust.metrics.begin_counts(DATASETS)
+    exhaust.metrics.begin_counts([*DATASETS, "own"])
     ingest.metrics.begin_counts(ADAPTERS)
     registry = CollectorRegistry()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
@@ -172,3 +177,57 @@ class DatabaseCollector(Collector):
             )
         yield lag
         yield disabled
+        yield from _collect_archive()
+        dead = GaugeMetricFamily(
+            "exhaust_deliveries_dead",
+            "Callbacks, and exports to a destination, that were given up within a day.",
+            labels=["channel", "kind", "destination"],
+        )
+        for *names, count in _count_dead_deliveries():
+            dead.add_metric(names, count)
+        yield dead
+
+
+def _collect_archive() -> Iterator[Metric]:
+    rows = GaugeMetricFamily(
+        "exhaust_archive_rows", "Rows in archived files.", labels=["channel", "table"]
+    )
+    sizes = GaugeMetricFamily(
+        "exhaust_archive_bytes", "Bytes of archived files.", labels=["channel", "table"]
+    )
+    files = GaugeMetricFamily(
+        "exhaust_archive_files", "Archived files.", labels=["channel", "table"]
+    )
+    current = ArchiveFile.objects.filter(archive_until=None)
+    by_table = current.values_list("channel__identifier", "table").order_by(
+        "channel__identifier", "table"
+    )
+    totals = by_table.annotate(Sum("row_count"), Sum("byte_count"), Count("pk"))
+    for channel, table, *sums in totals:
+        for family, value in zip((rows, sizes, files), sums, strict=True):
+            family.add_metric([channel, table], value)
+    yield rows
+    yield sizes
+    yield files
+    lag = GaugeMetricFamily(
+        "exhaust_archive_lag_seconds",
+        "For how long the oldest event that is not archived has been due.",
+        labels=["channel"],
+    )
+    channels = Channel.objects.order_by("pk") if objects.is_enabled() else Channel.objects.none()
+    for pk, channel in channels.values_list("pk", "identifier"):
+        lag.add_metric([channel], runs.measure_lag(pk).total_seconds())
+    yield lag
+
+
+def _count_dead_deliveries() -> list[tuple[Any, ...]]:
+    """Channel, kind, destination and number; the destination of a callback is empty."""
+    rows = Delivery.objects.filter(
+        kind__in=(Delivery.Kind.CALLBACK, Delivery.Kind.FILES),
+        status=Delivery.Status.DEAD,
+        ended_at__gt=Now() - timedelta(days=1),
+    )
+    destination = Case(When(kind=Delivery.Kind.FILES, then="job__deliver_to"), default=Value(""))
+    names = ("channel__identifier", "kind", "to")
+    counted: Any = rows.annotate(to=destination).values(*names).annotate(count=Count("pk"))
+    return list(counted.order_by(*names).values_list(*names, "count"))

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of all operations, and the page that shows it.
+"""The OpenAPI 3.1 document of all operations.
 
 The first request loads the generator, so that a start does not pay for it.
 """
@@ -8,28 +8,24 @@ from functools import cache
 from threading import Lock
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse, HttpResponseBase
-from django.shortcuts import render
+from django.http import HttpRequest, HttpResponseBase
 from django.views.decorators.cache import cache_control
 from django.views.decorators.http import require_safe
 
 from ingest.http.kept_body import KeptBody, keep_body, respond
 from ingest.http.schema import extend_schema
 
-# Swagger UI draws its arrows from data: addresses
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
-    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-
 _keep = cache_control(public=True, max_age=300)  # by browsers and proxies
-_making = Lock()
+making = Lock()  # two threads would share the parts of a document
 
 
-def _describe_document(media: str, kind: str = "object") -> dict[Any, Any]:
+def describe_document(media: str, kind: str = "object") -> dict[Any, Any]:
     more = {"additionalProperties": True} if kind == "object" else {}
     schema: dict[str, Any] = {"type": kind, "description": "This document.", **more}
     return {(200, media): schema, "4XX": None}
+
+
+PAGE = describe_document("text/html", "string")
 
 
 @cache
@@ -43,23 +39,13 @@ def _write(kind: str) -> KeptBody:
 
 
 def _answer(request: HttpRequest, kind: str) -> HttpResponseBase:
-    with _making:  # two threads would share the parts of a document
+    with making:
         return respond(request, _write(kind), f"application/{kind}")
 
 
 @require_safe
 @_keep
-@extend_schema("docs", _describe_document("text/html", "string"), methods=["GET"], auth=[])
-def page(request: HttpRequest) -> HttpResponse:
-    """Read and try this document as a page."""
-    response = render(request, "exhaust/docs.html")
-    response["Content-Security-Policy"] = POLICY
-    return response
-
-
-@require_safe
-@_keep
-@extend_schema("openapiJson", _describe_document("application/json"), 304, methods=["GET"], auth=[])
+@extend_schema("openapiJson", describe_document("application/json"), 304, methods=["GET"], auth=[])
 def as_json(request: HttpRequest) -> HttpResponseBase:
     """Get this document as JSON."""
     return _answer(request, "json")
@@ -67,7 +53,7 @@ def as_json(request: HttpRequest) -> HttpResponseBase:
 
 @require_safe
 @_keep
-@extend_schema("openapiYaml", _describe_document("application/yaml"), 304, methods=["GET"], auth=[])
+@extend_schema("openapiYaml", describe_document("application/yaml"), 304, methods=["GET"], auth=[])
 def as_yaml(request: HttpRequest) -> HttpResponseBase:
     """Get this document as YAML."""
     return _answer(request, "yaml")

@@ -26,11 +26,12 @@ PAGES = ("/account/", "/admin/", "/console/")
 KEY: list[Schema] = [{"bearer": []}, {"key": []}]  # alternatives
 ALSO_UNDER_API = [{"url": "/"}, {"url": "/api", "description": "The same."}]
 TAGS = {
-    "Datasets": "Request exports, follow them and schedule requests.",
+    "Send events": "Each kind of sender has addresses of its own, in its own protocol.",
+    "Request datasets": "Request exports, follow them, download their files and schedule them.",
     "Pull": "Events, sessions and users page by page; Croct's export clients work here.",
-    "Push": "Destinations that receive sessions and events as they arrive.",
-    "Sending": "The ingest endpoints, each in the protocol of its senders.",
-    "Service": "Probes, metrics and this document.",
+    "Push": "Destinations that receive sessions and events as they arrive, or files.",
+    "People's rights": "Send names, phones and consents, and erase a person.",
+    "Operate": "Audit log, probes, metrics and this document.",
 }
 STATUSES = {
     "200": "Success.",
@@ -66,7 +67,7 @@ LINKS = {
 COMPONENTS = {
     "securitySchemes": {
         "bearer": {"type": "http", "scheme": "bearer", "description": "A key."},
-        "metrics": {"type": "http", "scheme": "bearer", "description": "METRICS_TOKEN."},
+        "metrics": {"type": "http", "scheme": "bearer", "description": "EXHAUST_METRICS_TOKEN."},
         "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A key."},
         "application": {
             "type": "http",
@@ -100,8 +101,9 @@ class ApiSchema(AutoSchema):
         return get_doc(getattr(self.view, self.method.lower())).partition("\n\n")
 
     def get_tags(self) -> list[str]:
-        is_ingest = type(self.view).__module__.startswith("ingest.")
-        return ["Sending" if is_ingest else getattr(self.view, "openapi_tag", "Service")]
+        if not type(self.view).__module__.startswith("ingest."):
+            return [getattr(self.view, "openapi_tag", "Operate")]
+        return ["People's rights" if "participants" in self.path else "Send events"]
 
     def get_auth(self) -> list[Schema]:
         return KEY
@@ -211,7 +213,7 @@ class DescribedSchema(OpenApiSerializerFieldExtension):
 
 
 class OneOrManySchema(OpenApiSerializerFieldExtension):
-    target_class = "exhaust.api.validation.OneOrMany"
+    target_class = "exhaust.api.list_fields.OneOrMany"
 
     def map_serializer_field(self, auto_schema: Any, direction: str) -> Schema:
         item = auto_schema._map_serializer_field(self.target.child, direction)

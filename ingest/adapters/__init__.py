@@ -79,6 +79,12 @@ def find_device_fields(source: str) -> frozenset[str]:
     return ADAPTERS[source].device_fields if source in ADAPTERS else frozenset()
 
 
+@cache
+def device_fields() -> frozenset[str]:
+    """Returns those of all sources, without `id`, which names other things too."""
+    return frozenset().union(*(adapter.device_fields for adapter in ADAPTERS.values())) - {"id"}
+
+
 def client_session_sources() -> list[str]:
     return [name for name in ADAPTERS if has_client_sessions(name)]
 
@@ -100,5 +106,5 @@ def system_types() -> frozenset[str]:
 
 def clear_caches() -> None:
     """Forgets what is computed from `ADAPTERS`. Call it after a change of them."""
-    for cached in (_find_endpoint, page_view_types, error_types, system_types):
+    for cached in (_find_endpoint, device_fields, page_view_types, error_types, system_types):
         cached.cache_clear()

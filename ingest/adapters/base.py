@@ -198,6 +198,8 @@ class Adapter:
     read_context: Callable[[EventRow], EventContext] = read_no_context
     device_fields: frozenset[str] = frozenset()  # that name a device or its person, at any depth
     page_path: tuple[str, ...] = ()  # of a page's address in a payload
+    duration_path: tuple[str, ...] = ()  # of an action's duration in a payload
+    duration_unit_ms: int = 1
     page_view_types: frozenset[str] = frozenset()
     error_types: frozenset[str] = frozenset()
     system_types: frozenset[str] = frozenset()  # written by the SDK, not by an action of a user

@@ -99,7 +99,22 @@ def json_error(error: Exception, raw: bytes) -> RequestError:
             return RequestError("not_utf8", f"The text is not UTF-8 at byte {whole.start}.")
     if isinstance(error, msgspec.ValidationError):
         return _out_of_range()
+    if comment := _find_comment(str(error), raw):
+        return RequestError("not_json", f"{comment} JSON has none; remove it.")
     return RequestError("not_json", f"{error}.")
+
+
+_COMMENT = re.compile(rb"\s*(//|/\*|#)")
+
+
+def _find_comment(message: str, raw: bytes) -> str:
+    """Returns a sentence if the error is at a comment; msgspec says at which byte, or one on."""
+    place = re.search(r"byte (\d+)", message)
+    start = int(place[1]) if place else len(raw)
+    for begin in (start - 1, start):
+        if begin >= 0 and (comment := _COMMENT.match(raw, begin)):
+            return f"The text has a comment ({comment[1].decode()}) at byte {comment.start(1)}."
+    return ""
 
 
 def _too_deep() -> RequestError:

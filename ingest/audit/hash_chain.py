@@ -17,6 +17,7 @@ from ingest.models import AuditDigest, AuditEvent
 
 log = logs.get_logger(__name__)
 _DAY = timedelta(days=1)
+_SETTLED_AFTER = timedelta(hours=2)  # no transaction of a day is open so long after its end
 DIGESTED_FIELDS = (
     "id",
     "recorded_at",
@@ -32,7 +33,7 @@ DIGESTED_FIELDS = (
 
 def digest_days(now: datetime | None = None) -> int:
     """Digests the past days without a digest. Returns their number. Two runs at once are safe."""
-    today = (now or read_clock()).astimezone(UTC).date()
+    today = ((now or read_clock()) - _SETTLED_AFTER).astimezone(UTC).date()
     last = AuditDigest.objects.order_by("-day").first()
     day = last.day + _DAY if last else _fetch_first_day()
     count = 0

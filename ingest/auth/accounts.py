@@ -21,6 +21,7 @@ from django.db.models import Q
 from django.http import HttpRequest
 from django.shortcuts import redirect
 from django.urls import reverse
+from django.utils.translation import gettext
 
 from ingest import audit, logs
 from ingest.auth import failures, sessions
@@ -74,7 +75,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         """
         sign_in_again = {
             "id": "sign_in_again",
-            "description": "Sign in again",
+            "description": gettext("Sign in again"),
             "url": reverse("account_confirm"),
         }
         return super().get_reauthentication_methods(user) or [sign_in_again]
@@ -163,13 +164,16 @@ def make_password_link(user: Any) -> str:
     return AccountAdapter().get_reset_password_from_key_url(key)
 
 
-def invite(user: Any) -> str:
-    """Returns a link for a new user, and sends it by e-mail where the service sends any."""
+def invite(user: Any, channel: str = "") -> str:
+    """Returns a link for a new user, and sends it by e-mail where the service sends any.
+
+    The audit log names the channel whose administrator invites the user.
+    """
     link = make_password_link(user)
     if user.email and settings.EXHAUST_SENDS_MAIL:
         context = {"user": user, "link": link, "public_url": settings.EXHAUST_PUBLIC_URL}
         AccountAdapter().send_mail("account/email/invitation", user.email, context)
-    audit.record("user.invited", subject=user.get_username())
+    audit.record("user.invited", channel=channel, subject=user.get_username())
     return link
 
 

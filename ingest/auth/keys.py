@@ -103,11 +103,7 @@ def create_key(
     for stronger in ("export:private", "pull", "erase", "audit"):
         if {"ingest", stronger} <= set(requested_scopes):
             raise ValueError(f"ingest and {stronger} never go on one key; make two.")
-    locked = Channel.objects.select_for_update(no_key=True).order_by("pk")
-    for channel in locked.filter(pk__in=[channel.pk for channel in channels]):  # counts alone
-        usable = channel.keys.filter(revoked_at=None).exclude(expires_at__lte=read_clock())
-        if usable.count() >= MAX_KEYS:
-            raise ValueError(f"{channel} has {MAX_KEYS} keys; revoke one that is not used.")
+    _require_room(channels)
     row, text = _insert_key(
         name, " ".join(requested_scopes), channels, expires_at, normalize_networks(networks)
     )
@@ -116,6 +112,15 @@ def create_key(
             "key.created", channel=channel.identifier, subject=row.public_id, scopes=row.scopes
         )
     return row, text
+
+
+def _require_room(channels: list[Channel]) -> None:
+    """Raises `ValueError` where a channel has as many keys as it may. Others count after this."""
+    locked = Channel.objects.select_for_update(no_key=True).order_by("pk")
+    for channel in locked.filter(pk__in=[channel.pk for channel in channels]):
+        usable = channel.keys.filter(revoked_at=None).exclude(expires_at__lte=read_clock())
+        if usable.count() >= MAX_KEYS:
+            raise ValueError(f"{channel} has {MAX_KEYS} keys; revoke one that is not used.")
 
 
 def _find_latest_expiry() -> datetime | None:
@@ -147,6 +152,7 @@ def _insert_key(
         scopes=scopes,
         expires_at=expires_at,
         networks=networks,
+        created_by=audit.current_actor.get().name[:255],
     )
     row.channels.set(channels)
     return row, text
@@ -161,7 +167,7 @@ def rotate_key(key: ApiKey, grace: timedelta = ROTATION_GRACE) -> tuple[ApiKey, 
     """Returns a successor with the same scopes, and its text. The old key expires after `grace`.
 
     The successor lives as long as the old key was made for, or as long as it may. Raises
-    `ValueError` for a revoked or expired key.
+    `ValueError` for a revoked or expired key, and for a channel with as many keys as it may have.
     """
     old = ApiKey.objects.select_for_update().get(pk=key.pk)
     now = read_clock()
@@ -171,6 +177,7 @@ def rotate_key(key: ApiKey, grace: timedelta = ROTATION_GRACE) -> tuple[ApiKey, 
     if latest := _find_latest_expiry():
         expires_at = min(expires_at or latest, latest)
     channels = list(old.channels.all())
+    _require_room(channels)
     row, text = _insert_key(old.name, old.scopes, channels, expires_at, old.networks)
     old.expires_at = min(old.expires_at or now + grace, now + grace)
     old.save(update_fields=["expires_at"])

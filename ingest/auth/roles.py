@@ -35,6 +35,13 @@ def find_second_factors(user: AbstractBaseUser | AnonymousUser) -> QuerySet[Auth
     return rows.exclude(type=Authenticator.Type.RECOVERY_CODES)
 
 
+def list_users_with_second_factor(user_ids: Collection[int]) -> set[int]:
+    """Returns the ids of those of the users who have a second factor."""
+    rows = Authenticator.objects.filter(user_id__in=user_ids)
+    rows = rows.exclude(type=Authenticator.Type.RECOVERY_CODES)
+    return set(rows.values_list("user_id", flat=True))
+
+
 def lacks_second_factor(user: AbstractBaseUser | AnonymousUser) -> bool:
     """Returns whether this superuser may do nothing until they have a second factor."""
     if settings.EXHAUST_SECOND_FACTOR_REQUIRED:

@@ -5,12 +5,10 @@ import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import datetime
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from ingest.adapters import json_body
-from ingest.db.clock import read_clock
-from ingest.events import RequestError
+from ingest.events import RequestError, format_count
 from ingest.ids import make_uuid
 from ingest.limits.admission import MAX_DISCARDED_BYTES
 
@@ -72,7 +70,6 @@ class Request:
         "path",
         "query",
         "rate_limit_state",
-        "received_at",
         "request_id",
         "route",
         "scheme",
@@ -101,7 +98,6 @@ class Request:
             "HTTP_X_FORWARDED_FOR": headers.get("x-forwarded-for", ""),
         }
         self.rate_limit_state: Any = None
-        self.received_at: datetime = read_clock(may_ask=False)
         given_id: str = headers.get("x-request-id", "")
         self.request_id = given_id if _REQUEST_ID.match(given_id) else make_uuid()
         self.caller = self.channel = ""  # of the log line, once they are known
@@ -253,7 +249,8 @@ deadlines = Deadlines()
 
 
 def cut_off(missing: int) -> RequestError:
-    return RequestError("cut_off", f"The body ended {missing} bytes before its Content-Length.")
+    ended = f"The body ended {format_count(missing, 'byte')} before its Content-Length."
+    return RequestError("cut_off", ended)
 
 
 Handler = Callable[[Request], Awaitable[Reply]]

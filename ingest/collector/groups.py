@@ -28,84 +28,103 @@ class ShareFull(Exception):
 
 
 class Shares:
-    """Bounds what one caller, and all together, have in progress: requests and bytes."""
+    """Bounds what one caller, and all together, have in progress: requests and bytes.
+
+    A stranger, who calls by an owner's public name, has at most half of what the owner has.
+    """
 
     def __init__(
         self, requests: int, size: int = 0, total_requests: int = 0, total_size: int = 0
     ) -> None:
         self._limit = requests, size
+        self._stranger_limit = max(1, requests // 2), size // 2
         self._total_limit = total_requests or 4 * requests, total_size or 2 * size
         self._used: dict[Hashable, list[int]] = {}
         self._total = [0, 0]
 
-    def add(self, owner: Hashable, requests: int, size: int = 0) -> None:
+    def add(self, owner: Hashable, requests: int, size: int = 0, stranger: Hashable = None) -> None:
         """Raises `ShareFull`, and then adds nothing."""
-        used = self._used.get(owner)
-        if used is None:
-            used = self._used[owner] = [0, 0]
-        total = self._total
-        if (
-            used[0] + requests > self._limit[0]
-            or total[0] + requests > self._total_limit[0]
-            or (size and used[1] + size > self._limit[1])
-            or (size and total[1] + size > self._total_limit[1])
-        ):
-            if not used[0]:
-                del self._used[owner]
-            raise ShareFull
-        used[0] += requests
-        used[1] += size
-        total[0] += requests
-        total[1] += size
+        _check(self._total, self._total_limit, requests, size)
+        _check(self._used.get(owner, _NOTHING), self._limit, requests, size)
+        if stranger is not None:
+            name = owner, stranger
+            _check(self._used.get(name, _NOTHING), self._stranger_limit, requests, size)
+            self._count(name, requests, size)
+        self._count(owner, requests, size)
+        self._total[0] += requests
+        self._total[1] += size
 
-    def remove(self, owner: Hashable, size: int) -> None:
+    def remove(self, owner: Hashable, size: int, stranger: Hashable = None) -> None:
         """Takes back one request and its bytes."""
-        used = self._used[owner]
-        used[0] -= 1
-        used[1] -= size
+        if stranger is not None:
+            self._count((owner, stranger), -1, -size)
+        self._count(owner, -1, -size)
         self._total[0] -= 1
         self._total[1] -= size
+
+    def _count(self, name: Hashable, requests: int, size: int) -> None:
+        used = self._used.get(name)
+        if used is None:
+            used = self._used[name] = [0, 0]
+        used[0] += requests
+        used[1] += size
         if not used[0]:
-            del self._used[owner]
+            del self._used[name]
+
+
+_NOTHING = 0, 0
+
+
+def _check(used: Sequence[int], limit: tuple[int, int], requests: int, size: int) -> None:
+    if used[0] + requests > limit[0] or (size and used[1] + size > limit[1]):
+        raise ShareFull
 
 
 class Backlog:
     """Bounds the work in progress to what is done within a wait that callers accept.
 
     It measures the bytes that are done a second, and admits no more than are done in
-    `MAX_WAIT_SECONDS`. A caller with nothing in progress, or with less than an equal part of it, is
-    always admitted, so that a busy one shuts out no other.
+    `MAX_WAIT_SECONDS`. An owner with nothing in progress, or with less than an equal part of it, is
+    always admitted, so that a busy one shuts out no other. So is a party of a busy owner, with
+    nothing in progress or with less than an equal part of its owner's.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._owners: dict[Hashable, int] = {}  # bytes in progress
+        self._owners: dict[Hashable, dict[Hashable, int]] = {}  # bytes in progress, by party
         self._total = 0
         self._rate = MIN_BACKLOG_BYTES * 4 / MAX_WAIT_SECONDS  # bytes a second; a first guess
         self._done = 0  # bytes, since then
         self._since = clock()
         self._was_idle = True  # at some time since then: the rate may be higher
 
-    def check(self, owner: Hashable, size: int) -> None:
+    def check(self, owner: Hashable, size: int, party: Hashable = "") -> None:
         """Raises `ShareFull` where work of so many bytes would have to wait too long."""
-        own = self._owners.get(owner, 0)
         limit = max(MIN_BACKLOG_BYTES, self._rate * MAX_WAIT_SECONDS)
-        if own and self._total + size > limit and own + size > limit / len(self._owners):
+        parties = self._owners.get(owner)
+        if not parties or self._total + size <= limit:
+            return
+        part = limit / len(self._owners)
+        if sum(parties.values()) + size <= part:
+            return
+        if (own := parties.get(party, 0)) and own + size > part / len(parties):
             raise ShareFull
 
-    def enter(self, owner: Hashable, size: int) -> None:
+    def enter(self, owner: Hashable, size: int, party: Hashable = "") -> None:
         """Adds work, or raises `ShareFull` as `check` does."""
-        self.check(owner, size)
-        self._owners[owner] = self._owners.get(owner, 0) + size
+        self.check(owner, size, party)
+        parties = self._owners.setdefault(owner, {})
+        parties[party] = parties.get(party, 0) + size
         self._total += size
 
-    def leave(self, owner: Hashable, size: int) -> None:
+    def leave(self, owner: Hashable, size: int, party: Hashable = "") -> None:
         """Takes back the work of one `enter`."""
-        remaining = self._owners[owner] - size
-        if remaining > 0:
-            self._owners[owner] = remaining
-        else:
-            del self._owners[owner]
+        parties = self._owners[owner]
+        parties[party] -= size
+        if not parties[party]:
+            del parties[party]
+            if not parties:
+                del self._owners[owner]
         self._total -= size
         self._done += size
         self._was_idle |= not self._total

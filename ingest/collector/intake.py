@@ -15,6 +15,7 @@ from msgspec import structs
 from ingest import logs, metrics
 from ingest.adapters import Match, find_endpoint, json_body
 from ingest.adapters.base import Adapter, Credential, Endpoint, Receipt, Response
+from ingest.adapters.fields import bounded_text
 from ingest.auth import failures
 from ingest.auth.origins import build_cors_headers
 from ingest.collector.exchange import Handler, Reply, Request
@@ -29,9 +30,10 @@ from ingest.collector.groups import (
 )
 from ingest.collector.senders import Sender, Senders
 from ingest.collector.writer import LoopWriter
+from ingest.db.clock import read_clock
 from ingest.db.prepared import retry_if_lost
 from ingest.events import Batch, Call, RequestError, StoreResult
-from ingest.limits import rate_limits
+from ingest.limits import rate_limits, token_bucket
 from ingest.limits.admission import next_retry_seconds
 from ingest.limits.rate_limits import find_limit
 from ingest.store import batches
@@ -92,12 +94,13 @@ class Collector:
         content_type: str = request.headers.get("Content-Type") or ""
         call = Call(
             channel="",
-            received_at=request.received_at,
+            received_at=read_clock(may_ask=False),
             content_type=content_type.partition(";")[0].strip().lower(),
             content_encoding=request.headers.get("Content-Encoding") or "identity",
             method=request.method,
             query=request.query,
             route=match.variables,
+            device_id=bounded_text(request.headers.get("X-Device-ID")),
         )
         visit = _Visit(adapter, endpoint, request, call)
         try:
@@ -145,6 +148,9 @@ class Collector:
         sender = visit.sender = await self.senders.authenticate(request, adapter, call)
         if is_checked_late and _is_preflight(visit):
             return _NO_CONTENT
+        if endpoint.parse is not None:  # a refusal has to cost little: no count, and no body
+            size = request.content_length() or 0
+            self._backlog.check(sender.channel_id, size, _find_party(visit, sender))
         await self.senders.count_call(request, find_limit(adapter.rate_limit), sender.caller)
         application = sender.application
         if application is None:
@@ -180,22 +186,22 @@ class Collector:
         if endpoint.parse is None:
             return endpoint.respond(Receipt(call, Batch("", call.received_at, [], []), _EMPTY, 0))
         endpoint.check(call)
-        size = 0
+        request = visit.request
+        party, size = _find_party(visit, sender), 0
+        stranger = None if party == sender.caller else party
 
         def reserve(more: int) -> None:
             nonlocal size
-            self._shares.add(owner, 0, more)
+            self._shares.add(owner, 0, more, stranger)
             size += more
 
-        request = visit.request
-        self._backlog.check(owner, request.content_length() or 0)  # before the body is read
-        self._shares.add(owner, 1)
+        self._shares.add(owner, 1, stranger=stranger)
         try:
             sent = b""
             if endpoint.reads_body(call):
                 sent = await request.read_body(endpoint.max_bytes, reserve)
             work = len(sent) + REQUEST_BYTES
-            self._backlog.enter(owner, work)  # not earlier: a slow body is no work
+            self._backlog.enter(owner, work, party)  # not earlier: a slow body is no work
             try:
                 is_compressed = endpoint.is_compressed(sent, call)
                 batch = await self._parse(endpoint, sent, call, owner, is_compressed=is_compressed)
@@ -204,9 +210,9 @@ class Collector:
                     reserve(max(0, unpacked - size))
                 result = await self._append(batch, sender, request)
             finally:
-                self._backlog.leave(owner, work)
+                self._backlog.leave(owner, work, party)
         finally:
-            self._shares.remove(owner, size)
+            self._shares.remove(owner, size, stranger)
         elapsed_ms = int((monotonic() - visit.started_at) * 1000)
         return endpoint.respond(Receipt(call, batch, result, elapsed_ms))
 
@@ -229,6 +235,13 @@ class Collector:
         writer = self._writer if cost < BULK_EVENTS else self._bulk_writer
         pending = Pending(sender.channel_id, batch, actor)
         return await writer.run(sender.channel_id, pending, cost)
+
+
+def _find_party(visit: "_Visit", sender: Sender) -> str:
+    """Returns whose work it is: the sender's; the network's where each page shows the app's id."""
+    if visit.adapter.credential is Credential.APPLICATION_ID:
+        return token_bucket.get_client_network(visit.request)
+    return sender.caller
 
 
 class _Visit:
@@ -323,8 +336,9 @@ POOLED_CONNECTIONS = 2  # held by the threads of a collector: lookups, writer
 
 
 def build_senders() -> Senders:
-    """Returns the senders of a server's process, with the thread that looks them up."""
-    return Senders(GroupWorker("lookups", _look_up, LOOKUPS), FreshCache())
+    """Returns the senders of a server's process, with the threads that look up and count them."""
+    lookups = GroupWorker("lookups", _look_up, LOOKUPS)
+    return Senders(lookups, GroupWorker("counter", rate_limits.count_waiting), FreshCache())
 
 
 def build_collector(senders: Senders) -> Collector:
@@ -342,6 +356,6 @@ def build_collector(senders: Senders) -> Collector:
 def build_inline_collector() -> Collector:
     """Returns a collector that does all in the calling thread, for `run_inline`."""
     writer = InlineWorker(batches.append_batches)
-    senders = Senders(InlineWorker(call_each), NoCache())
+    senders = Senders(InlineWorker(call_each), InlineWorker(rate_limits.count_waiting), NoCache())
     parser = InlineWorker(call_each)
     return Collector(senders, parser, parser, writer, writer)

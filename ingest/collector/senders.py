@@ -14,9 +14,10 @@ from ingest.collector.fresh import FreshCache, NoCache
 from ingest.collector.groups import GroupWorker, InlineWorker, Shares
 from ingest.events import Call
 from ingest.limits import rate_limits, token_bucket
-from ingest.limits.rate_limits import Limit
+from ingest.limits.rate_limits import CountedCall, Limit
 
 Lookups = GroupWorker[Callable[[], Any], Any] | InlineWorker[Callable[[], Any], Any]
+Counter = GroupWorker[CountedCall, float] | InlineWorker[CountedCall, float]
 MAX_WAITING = 256  # of one address, whose key is looked up
 
 
@@ -39,17 +40,19 @@ class Sender(NamedTuple):
 class Senders:
     """Authenticates requests, and counts the calls of each sender.
 
-    What has to ask the database or Redis does so in the thread of `lookups`.
+    What has to ask the database does so in the thread of `lookups`, and Redis in that of `counter`.
     """
 
-    def __init__(self, lookups: Lookups, cache: FreshCache | NoCache) -> None:
+    def __init__(self, lookups: Lookups, counter: Counter, cache: FreshCache | NoCache) -> None:
         self._lookups = lookups
+        self._counter = counter
         self._cache = cache
         self._waiting = Shares(MAX_WAITING)
 
     def close(self) -> None:
-        """Ends the thread of the lookups."""
+        """Ends the threads."""
         self._lookups.close()
+        self._counter.close()
 
     async def look_up(self, address: str, load: Callable[[], Any]) -> Any:
         """Returns the result of a call that asks the database. Raises `ShareFull`."""
@@ -131,8 +134,10 @@ class Senders:
 
     async def count_call(self, request: Request, limit: Limit, caller: str) -> None:
         """Counts a call of an authenticated caller. Raises `RateLimited` (429)."""
-        if not rate_limits.count_locally(request, limit, caller):
-            await self._lookups.run(caller, lambda: rate_limits.count_call(request, caller))
+        if not rate_limits.count_locally(request, limit, caller) and await self._counter.run(
+            caller, CountedCall(request, limit, caller)
+        ):
+            raise rate_limits.reject_call(limit)
 
     async def count_address(self, request: Request, limit: AddressLimit, name: str) -> float:
         """Returns the seconds that the caller's address has to wait; 0.0 to go on."""
@@ -140,10 +145,7 @@ class Senders:
         bucket = rate_limits.Limit(name, *limit)
         if rate_limits.count_locally(None, bucket, address):
             return 0.0
-        wait_seconds: float = await self.look_up(
-            address, lambda: rate_limits.count_address(bucket, address)
-        )
-        return wait_seconds
+        return await self._counter.run(address, CountedCall(None, bucket, address))
 
     async def check_cookie(self, request: Request, application: RegisteredApplication) -> None:
         """Raises `AccessDenied` (403) for a cookie that is not the application's."""

@@ -1,4 +1,4 @@
-"""The event loop's application: RSGI for speed, ASGI for every other server.
+"""The event loop's application: `HttpProtocol` calls it, and every other server by ASGI.
 
 Handlers answer the addresses that they know. All others go to Django, in a thread.
 """
@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from asyncio import AbstractEventLoop, get_running_loop
+from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -23,11 +23,11 @@ from ingest.adapters.base import PROBLEM, problem_members
 from ingest.collector.exchange import Headers, Reply, Request, Router
 from ingest.collector.wsgi_bridge import Answer, Stream, WsgiBridge
 from ingest.events import RequestError
+from ingest.http import pages
 from ingest.http.problems import UNKNOWN_HOST
 from ingest.http.security_headers import API_HEADERS
 
 log = logs.get_logger(__name__)
-_UNREADABLE = "\ufffd"  # a header that is there, and no text
 _FLUSH_SECONDS = 0.05
 _encode = msgspec.json.Encoder().encode
 _request_log = logging.getLogger("ingest.logs")
@@ -60,7 +60,8 @@ class Application:
             reply = build_problem(error.status, error.reason, error.detail)
         except Exception as error:
             log.error("request.failed", exc_info=error)
-            reply = build_problem(500, "server_error", "We failed; the cause is in our log.")
+            detail = "We failed; the cause is in our log."
+            reply = build_error(request, 500, "server_error", pages.FAILED, detail)
         if _request_log.isEnabledFor(logging.INFO):
             self._lines.add(request, reply.status, time.monotonic() - started_at)
         headers = {**API_HEADERS, **reply.headers, "X-Request-ID": request.request_id}
@@ -70,43 +71,12 @@ class Application:
             headers["Strict-Transport-Security"] = self._strict_transport
         return Answer(reply.status, list(headers.items()), reply.body)
 
-    # RSGI ----------------------------------------------------------------------------------------
-
-    async def __rsgi__(self, scope: Any, proto: Any) -> None:
-        if scope.proto != "http":
-            proto.close(1008)
-            return
-        request = RsgiRequest(scope, proto)
-        status, headers, body = await self.respond(request)
-        if isinstance(body, Stream):
-            await body.send(proto.response_stream(status, headers).send_bytes)
-        elif body:
-            proto.response_bytes(status, headers, body)
-        else:
-            proto.response_empty(status, headers)
-        if not request.is_body_read:
-            await request.discard_body()
-
-    def __rsgi_init__(self, loop: AbstractEventLoop) -> None:
-        """Called by the server before the first request, once it listens to signals itself."""
-        proceed = signal.getsignal(signal.SIGTERM)
-
-        def stop(number: int, frame: Any) -> None:
-            Request.is_stopping = True
-            if callable(proceed):
-                proceed(number, frame)
-
-        signal.signal(signal.SIGTERM, stop)
-
-    def __rsgi_del__(self, loop: AbstractEventLoop) -> None:
-        """Called by the server after the last request."""
-        self._lines.flush()
-
     # ASGI ----------------------------------------------------------------------------------------
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             while (await receive())["type"] != "lifespan.shutdown":
+                _note_stop()
                 await send({"type": "lifespan.startup.complete"})
             self._lines.flush()
             await send({"type": "lifespan.shutdown.complete"})
@@ -122,40 +92,14 @@ class Application:
         headers = [
             (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in pairs
         ]
-        if not isinstance(body, Stream) and status != 304:
+        if not isinstance(body, Stream) and status not in (204, 304):
+            headers = [pair for pair in headers if pair[0] != b"content-length"]
             headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         if isinstance(body, Stream):
             await body.send(send_body)
             body = b""
         await send_body(body, more=False)
-
-
-class RsgiRequest(Request):
-    """A request of granian's own interface."""
-
-    __slots__ = ("_chunks", "_proto")
-
-    def __init__(self, scope: Any, proto: Any) -> None:
-        address = scope.client.rpartition(":")[0].strip("[]")
-        query = scope.query_string.encode("latin-1", "replace")
-        headers = _read_rsgi_headers(scope.headers)
-        super().__init__(scope.method, scope.path, query, headers, address, scope.scheme)
-        self._proto = proto
-        self._chunks: AsyncIterator[bytes] | None = None
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        if self._chunks is None:  # a later call goes on where one stopped
-            self._chunks = self._iterate()
-        return self._chunks
-
-    async def _iterate(self) -> AsyncIterator[bytes]:
-        async for chunk in self._proto:
-            yield chunk
-
-    async def read_small_body(self) -> bytes:
-        body: bytes = await self._proto()
-        return body
 
 
 class AsgiRequest(Request):
@@ -182,12 +126,16 @@ class AsgiRequest(Request):
                 return
 
 
-def _read_rsgi_headers(headers: Any) -> Headers:
-    pairs = headers.items()
-    if len(pairs) != len(headers):  # one is no text
-        readable = {name for name, _ in pairs}
-        pairs += [(name, _UNREADABLE) for name in headers.keys() if name not in readable]  # noqa: SIM118
-    return Headers(pairs)
+def _note_stop() -> None:
+    """Notes SIGTERM in `Request.is_stopping`, and passes it on to the server, which listens too."""
+    proceed = signal.getsignal(signal.SIGTERM)
+
+    def stop(number: int, frame: Any) -> None:
+        Request.is_stopping = True
+        if callable(proceed):
+            proceed(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def is_secure(request: Request) -> bool:
@@ -203,7 +151,7 @@ def _refuse_host(request: Request) -> Reply | None:
     host = request.headers.get("Host") or ""
     if not _is_allowed_host(host):
         log.warning("host.refused", setting="ALLOWED_HOSTS")
-        return build_problem(400, "host", UNKNOWN_HOST)
+        return build_error(request, 400, "host", pages.UNKNOWN_HOST, UNKNOWN_HOST)
     if settings.SECURE_SSL_REDIRECT and not is_secure(request):
         query = f"?{request.query.decode('latin-1')}" if request.query else ""
         location = f"https://{host}{request.path}{query}"
@@ -221,6 +169,15 @@ def build_problem(status: int, reason: str, detail: str) -> Reply:
     """Returns an error as a problem document."""
     body = _encode(problem_members(status, reason, detail))
     return Reply(status, body, PROBLEM)
+
+
+def build_error(request: Request, status: int, reason: str, title: str, detail: str) -> Reply:
+    """Returns an error as Django's handlers do: a page for a browser, else a problem document."""
+    if not pages.wants_page(request):
+        return build_problem(status, reason, detail)
+    page = pages.build_page(request, status, title, detail)
+    headers = dict(page.headers)
+    return Reply(status, page.content, headers.pop("Content-Type"), headers)
 
 
 class LineBuffer:

@@ -12,15 +12,16 @@ from ingest import metrics
 from ingest.collector.groups import GroupWorker, LoopWorker
 from ingest.db.loop_connection import LoopConnection
 from ingest.events import StoreResult
-from ingest.store import batches
+from ingest.store import batches, resolve
 from ingest.store.batches import Group, Outcome, Pending
 
 
 class LoopWriter:
     """Stores events on PostgreSQL. What needs more than one statement goes to the fallback.
 
-    Those are profiles, rejections, versions that supersede others, and what the database refuses.
-    Over each of `connections` one group is stored at a time.
+    Those are profiles, rejections, versions that supersede others, events of several conversations
+    or that stored ones complete, and those that the database refuses. Over each of `connections`
+    one group is stored at a time.
     """
 
     def __init__(
@@ -41,7 +42,8 @@ class LoopWriter:
     async def run(self, owner: Hashable, pending: Pending, cost: int = 1) -> StoreResult:
         """Returns the result after the commit, or raises `django.db.Error`."""
         batch = pending.batch
-        if not batch.events or batch.profiles:
+        has_more = batch.profiles or batch.is_shared or resolve.needs_stored_events(batch)
+        if not batch.events or has_more:
             return await self._fallback.run(owner, pending, cost)
         result = await self._worker.run(owner, pending, cost)
         if result is None:

@@ -38,9 +38,13 @@ class Stream:
                 async with asyncio.timeout(SEND_SECONDS):
                     await send(piece)
         finally:
-            close = getattr(self._response, "close", None)
-            if close is not None:
-                await loop.run_in_executor(_pool, close)
+            await self.close()
+
+    async def close(self) -> None:
+        """Sends no more of it."""
+        close = getattr(self._response, "close", None)
+        if close is not None:
+            await asyncio.get_running_loop().run_in_executor(_pool, close)
 
     def _make_piece(self) -> bytes:
         piece = bytearray()

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import psycopg
 from django.db import Error, OperationalError, connection
+from django.utils.translation import gettext_noop
 
 from ingest.db import pool
 from ingest.db.pool import Pool, Unavailable
@@ -14,13 +15,13 @@ READ_ONLY, DISK_FULL, CANCELED = "25006", "53100", "57014"
 # the server ends the session, or has ended it; another connection may work, also on another server
 _LOST = {READ_ONLY, "25P03", "57P01", "57P02", "57P03", "57P04", "57P05"}
 _SQLITE = {
-    sqlite3.SQLITE_BUSY: "locked by another process",
-    sqlite3.SQLITE_LOCKED: "locked by another process",
-    sqlite3.SQLITE_FULL: "the disk is full",
-    sqlite3.SQLITE_READONLY: "read-only",
-    sqlite3.SQLITE_IOERR: "unreachable",
-    sqlite3.SQLITE_CANTOPEN: "unreachable",
-    sqlite3.SQLITE_NOMEM: "out of memory",
+    sqlite3.SQLITE_BUSY: gettext_noop("locked by another process"),
+    sqlite3.SQLITE_LOCKED: gettext_noop("locked by another process"),
+    sqlite3.SQLITE_FULL: gettext_noop("the disk is full"),
+    sqlite3.SQLITE_READONLY: gettext_noop("read-only"),
+    sqlite3.SQLITE_IOERR: gettext_noop("unreachable"),
+    sqlite3.SQLITE_CANTOPEN: gettext_noop("unreachable"),
+    sqlite3.SQLITE_NOMEM: gettext_noop("out of memory"),
 }
 
 
@@ -53,13 +54,13 @@ def describe_outage(error: BaseException) -> str:
         return _SQLITE.get(getattr(cause, "sqlite_errorcode", 0) & 0xFF, "")
     sqlstate = getattr(cause, "sqlstate", None)
     if sqlstate == READ_ONLY:
-        return "read-only"
+        return gettext_noop("read-only")
     if sqlstate == DISK_FULL:
-        return "the disk is full"
+        return gettext_noop("the disk is full")
     if sqlstate == CANCELED:  # by our statement_timeout
-        return "too busy"
+        return gettext_noop("too busy")
     is_temporary = isinstance(cause, psycopg.OperationalError | OperationalError)
-    return "unreachable" if is_temporary or is_lost(error) else ""
+    return gettext_noop("unreachable") if is_temporary or is_lost(error) else ""
 
 
 def _find_cause(error: BaseException) -> BaseException:

@@ -17,7 +17,7 @@ from ingest.tenancy import session
 Result = TypeVar("Result")
 
 
-def fetch_all(sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
+def fetch_all(sql: str, parameters: list[Any] | dict[str, Any]) -> list[tuple[Any, ...]]:
     """Returns the rows, on either database."""
     if connection.vendor == "postgresql":
         with (

@@ -15,7 +15,7 @@ from ingest import logs
 from ingest.adapters import read_context
 from ingest.db.clock import read_clock
 from ingest.derive import sessions, users
-from ingest.feed import reader, values
+from ingest.feed import daily_counts, reader, values
 from ingest.feed.reader import IsAfterPosition
 from ingest.feed.values import FeedPosition
 from ingest.feed.watermark import (
@@ -44,6 +44,7 @@ def derive_all(seconds: float) -> int:
     for channel_id in _channels_behind():
         while monotonic() < deadline and (count := derive_step(channel_id)):
             total += count
+        daily_counts.count_step(channel_id)
     for channel_id in _channels_with_ended_sessions():
         while count := close_sessions(channel_id):  # at least once, even with no time left
             closed_count += count
@@ -52,6 +53,14 @@ def derive_all(seconds: float) -> int:
     if total or closed_count:
         log.info("sessions.derived", events=total, closed=closed_count)
     return total
+
+
+def has_work() -> bool:
+    """Returns whether an event is unread, a session ended or a channel is new."""
+    return (
+        bool(_channels_behind() or _channels_with_ended_sessions())
+        or Channel.objects.filter(derivationstate=None).exists()
+    )
 
 
 def derive_step(channel_id: int, limit: int = STEP_EVENTS) -> int:
@@ -74,14 +83,10 @@ def derive_step(channel_id: int, limit: int = STEP_EVENTS) -> int:
         position = allocate_position()
         last_received_at = from_microseconds(max(row.received_us for row in rows))
         events = [(row, read_context(row)) for row in rows if reader.was_visible(row)]
-        sessions.derive(
-            channel_id,
-            events,
-            reader.fetch_superseded(channel_id, rows),
-            position,
-            last_received_at,
-        )
+        superseded = reader.fetch_superseded(channel_id, rows)
+        sessions.derive(channel_id, events, superseded, position, last_received_at)
         users.derive(channel_id, events, position)
+        users.delete_moved(channel_id, rows, superseded)
         updated_count = DerivationState.objects.filter(
             pk=channel_id, xid=state.xid, event_id=state.event_id
         ).update(xid=rows[-1].xid, event_id=rows[-1].id, derived_at=read_clock())

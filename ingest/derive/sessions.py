@@ -1,19 +1,20 @@
-"""Derives sessions: chains of a device's events.
+"""Derives sessions: those that senders name, and chains of a device's other events.
 
 The rule does not depend on the order of arrival:
 
-1. Events of one application and device, each within `MAX_GAP` of the next, are a chain.
-2. A chain of up to `MAX_SPAN` from first to last is one session.
-3. A longer chain splits at 00:00, 06:00, 12:00 and 18:00 UTC, so that each part is a session of up
+1. Events of one application and device that name a session are that session, however long.
+2. Its other events, each within `MAX_GAP` of the next, are a chain.
+3. A chain of up to `MAX_SPAN` from first to last is one session.
+4. A longer chain splits at 00:00, 06:00, 12:00 and 18:00 UTC, so that each part is a session of up
    to `MAX_SPAN`, whichever events arrived first.
 
-A session keeps its sums by quarter of the day (`Bucket`). A late event then needs no other event:
-sessions merge or split by regrouping their buckets. A session that its sender made (DESK) is stored
-as it is.
+A session keeps its sums by quarter of the day (`Bucket`), or one sum where it is named. A late
+event then needs no other event: chains merge or split by regrouping their buckets. A session that
+its sender made (DESK) is stored as it is.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -27,7 +28,7 @@ from ingest.adapters import has_client_sessions
 from ingest.adapters.fields import MAX_TEXT, bounded_text
 from ingest.db.clock import read_clock
 from ingest.db.upsert import bulk_upsert
-from ingest.events import EventContext
+from ingest.events import EventContext, event_identity
 from ingest.feed.values import EventRow
 from ingest.models import Session
 from ingest.times import EPOCH, from_microseconds
@@ -40,11 +41,17 @@ MAX_TYPES = 100  # counted by type in a session; further types are counted toget
 OTHER_TYPES = ""
 
 TimedText = tuple[int, str]  # the time and the text
-Device = tuple[int | None, str]  # the application, the device's id
+Owner = tuple[int | None, str, str]  # the application, the device, the session that events name
+
+
+def make_session_key(application_id: int | None, device_id: str, sender_session_id: str) -> UUID:
+    """Returns the key of a session that its sender names."""
+    parts = ("session", str(application_id or ""), device_id, sender_session_id)
+    return UUID(bytes=event_identity(None, *parts))
 
 
 class Bucket(msgspec.Struct, array_like=True, eq=False):
-    """Sums over a session's events within one quarter of a day."""
+    """Sums over a session's events within one quarter of a day, or over all of a named one."""
 
     first_occurred: int
     last_occurred: int
@@ -54,6 +61,7 @@ class Bucket(msgspec.Struct, array_like=True, eq=False):
     sender_session: TimedText | None  # the first session id
     landing_url: TimedText | None  # the first page
     last_user: TimedText | None  # the last user
+    details: dict[str, tuple[int, Any]] = {}  # by name: the time and the first value
 
     @property
     def quarter(self) -> int:
@@ -69,6 +77,8 @@ class Bucket(msgspec.Struct, array_like=True, eq=False):
         self.sender_session = _pick_earlier(self.sender_session, other.sender_session)
         self.landing_url = _pick_earlier(self.landing_url, other.landing_url)
         self.last_user = _pick_later(self.last_user, other.last_user)
+        for name, timed in other.details.items():
+            self.details[name] = min(self.details.get(name, timed), timed)
 
     def remove_event(self, row: EventRow) -> None:
         """Counts one event less. The span stays, since the earlier version did happen."""
@@ -110,6 +120,7 @@ class SessionRecord:
     event_count: int = 0
     answer_count: int = 0
     types: dict[str, int] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     buckets: list[Bucket] = field(default_factory=list)
     parent_id: int | None = None
     id: int | None = None
@@ -134,42 +145,44 @@ def derive(
 
     A session that closes at `closes_by`, the arrival of the last event, or before is closed.
     """
-    new_events: dict[Device, list[tuple[int, EventRow, EventContext]]] = defaultdict(list)
-    superseded_events: dict[Device, list[tuple[int, EventRow]]] = defaultdict(list)
+    new_events: dict[Owner, list[tuple[int, EventRow, EventContext]]] = defaultdict(list)
+    superseded_events: dict[Owner, list[tuple[int, EventRow]]] = defaultdict(list)
     client_sessions: dict[UUID, SessionRecord] = {}
     for row, context in rows:
         if has_client_sessions(row.source):
             if row.type == "session":
                 client_sessions[UUID(row.identity)] = _read_client_session(row, context)
         elif 0 < len(row.device_id) <= MAX_TEXT:
-            owner = (row.application_id, row.device_id)
+            owner = (row.application_id, row.device_id, row.session_id)
             new_events[owner].append((row.occurred_us, row, context))
     for row in superseded:
         if row.device_id and not has_client_sessions(row.source):
-            superseded_events[row.application_id, row.device_id].append((row.occurred_us, row))
+            owner = (row.application_id, row.device_id, row.session_id)
+            superseded_events[owner].append((row.occurred_us, row))
 
-    sessions_by_device = _load_sessions(channel_id, new_events, superseded_events)
+    sessions_by_owner = _load_sessions(channel_id, new_events, superseded_events)
     changed: dict[UUID, SessionRecord] = {}
-    for device in new_events.keys() | superseded_events.keys():
+    for owner in new_events.keys() | superseded_events.keys():
         refs = [
             BucketRef(bucket, session)
-            for session in sessions_by_device.get(device, ())
+            for session in sessions_by_owner.get(owner, ())
             for bucket in session.buckets
         ]
-        refs += [BucketRef(bucket, None) for bucket in _build_buckets(new_events.get(device, ()))]
-        changed_sessions = _assign_buckets(device, refs)
-        for occurred, row in superseded_events.get(device, ()):
+        refs += [BucketRef(bucket, None) for bucket in _build_buckets(new_events.get(owner, ()))]
+        changed_sessions = _assign_buckets(owner, refs, sessions_by_owner.get(owner, ()))
+        for occurred, row in superseded_events.get(owner, ()):
             _remove_superseded(refs, occurred, row, changed_sessions)
         for session, parent in changed_sessions.values():
             _update_session(session, [ref.bucket for ref in refs if ref.session is session], parent)
-            changed[session.key] = session
+            if session.buckets or session.version:  # else each of its events moved away already
+                changed[session.key] = session
     _merge_client_sessions(channel_id, client_sessions, changed)
     _upsert_sessions(channel_id, changed.values(), position, closes_by)
     return len(changed)
 
 
 def _build_buckets(events: Iterable[tuple[int, EventRow, EventContext]]) -> list[Bucket]:
-    """Returns the sums of new events of a device."""
+    """Returns the sums of new events of an owner."""
     buckets: list[Bucket] = []
     for occurred, row, context in sorted(events, key=lambda event: event[0]):
         bucket = Bucket(
@@ -181,6 +194,7 @@ def _build_buckets(events: Iterable[tuple[int, EventRow, EventContext]]) -> list
             (occurred, row.session_id) if row.session_id else None,
             (occurred, context.url) if context.url else None,
             (occurred, context.user_id) if context.user_id else None,
+            {name: (occurred, value) for name, value in context.details.items()},
         )
         if (
             buckets
@@ -197,18 +211,21 @@ def _build_buckets(events: Iterable[tuple[int, EventRow, EventContext]]) -> list
 ChangedSessions = dict[int, tuple[SessionRecord, SessionRecord | None]]
 
 
-def _assign_buckets(device: Device, refs: list[BucketRef]) -> ChangedSessions:
+def _assign_buckets(
+    owner: Owner, refs: list[BucketRef], sessions: Sequence[SessionRecord]
+) -> ChangedSessions:
     """Merges and splits sessions with new events: gives every bucket its session.
 
     `refs` is replaced by the buckets that remain.
     """
     changed: ChangedSessions = {}
     remaining: list[BucketRef] = []
-    for chain in _split_chains(refs):
+    is_named = owner[2] != ""
+    for chain in [refs] if is_named and refs else _split_chains(refs):
         if all(ref.session for ref in chain):
             remaining += chain  # no new event; the chain may continue outside of the loaded span
             continue
-        is_long = (
+        is_long = not is_named and (
             max(ref.bucket.last_occurred for ref in chain) - chain[0].bucket.first_occurred
             > MAX_SPAN
         )
@@ -229,15 +246,17 @@ def _assign_buckets(device: Device, refs: list[BucketRef]) -> ChangedSessions:
             unassigned = (
                 candidate for candidate in old if candidate not in session_by_group.values()
             )
-            session = session_by_group[key] = next(unassigned, None) or _new_session(device)
+            session = next(unassigned, None) or _make_session(owner, sessions)
+            session_by_group[key] = session
             if any(ref.session is not session for ref in group):
                 changed[id(session)] = (session, None)
             buckets: dict[int, BucketRef] = {}
             for ref in group:
-                if merged := buckets.get(ref.bucket.quarter):
+                quarter = 0 if is_named else ref.bucket.quarter
+                if merged := buckets.get(quarter):
                     merged.bucket.add(ref.bucket)
                 else:
-                    buckets[ref.bucket.quarter] = ref
+                    buckets[quarter] = ref
             remaining += [BucketRef(ref.bucket, session) for ref in buckets.values()]
         owners = {id(session) for session in session_by_group.values()}
         for identity, (candidate, key) in first_groups.items():
@@ -247,8 +266,16 @@ def _assign_buckets(device: Device, refs: list[BucketRef]) -> ChangedSessions:
     return changed
 
 
-def _new_session(device: Device) -> SessionRecord:
-    return SessionRecord(uuid4(), 0, *device)
+def _make_session(owner: Owner, sessions: Sequence[SessionRecord]) -> SessionRecord:
+    """Returns a new session, or the named one that lost its events to an erasure or a resend."""
+    application_id, device_id, sender_session_id = owner
+    if not sender_session_id:
+        return SessionRecord(uuid4(), 0, application_id, device_id)
+    return (
+        sessions[0]
+        if sessions
+        else SessionRecord(make_session_key(*owner), 0, application_id, device_id)
+    )
 
 
 def _split_chains(refs: list[BucketRef]) -> list[list[BucketRef]]:
@@ -303,6 +330,7 @@ def _update_session(
     session.sender_session_id = total.sender_session[1] if total.sender_session else ""
     session.landing_url = total.landing_url[1] if total.landing_url else ""
     session.user_id = total.last_user[1] if total.last_user else ""
+    session.details = {name: value for name, (_, value) in total.details.items()}
 
 
 # Client sessions ---------------------------------------------------------------------------------
@@ -352,6 +380,7 @@ def _read_client_session(row: EventRow, context: EventContext) -> SessionRecord:
         closes_at=end,
         event_count=sum(types.values()),
         types=types,
+        details=context.details,
     )
 
 
@@ -379,58 +408,77 @@ _COLUMNS = {
     "event_count": "int4",
     "answer_count": "int4",
     "types": "jsonb",
+    "details": "jsonb",
     "buckets": "jsonb",
     "parent_id": "int8",
     "channel_id": "int4",
     "modified_at": "timestamptz",
 }
 _READ = [
-    *list(_COLUMNS)[:11], "event_count", "answer_count", "types_text", "buckets_text", "parent_id",
-    "id",
+    *list(_COLUMNS)[:11], "event_count", "answer_count", "types_text", "details_text",
+    "buckets_text", "parent_id", "id",
 ]  # fmt: skip
 _DAY = 24 * HOUR_MICROSECONDS
 
 _decode_types = msgspec.json.Decoder(dict[str, int]).decode
+_decode_details = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_buckets = msgspec.json.Decoder(list[Bucket]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def _load_sessions(channel_id: int, *times: dict[Device, Any]) -> dict[Device, list[SessionRecord]]:
-    """Returns the sessions that events of these times may belong to, by device."""
-    spans: dict[Device, tuple[int, int]] = {}
-    for events_by_device in times:
-        for device, events in events_by_device.items():
+def _load_sessions(channel_id: int, *times: dict[Owner, Any]) -> dict[Owner, list[SessionRecord]]:
+    """Returns the sessions that events of these times may belong to, by owner."""
+    spans: dict[Owner, tuple[int, int]] = {}
+    named: dict[UUID, Owner] = {}
+    for events_by_owner in times:
+        for owner, events in events_by_owner.items():
+            if owner[2]:
+                named[make_session_key(*owner)] = owner
+                continue
             first, last = min(e[0] for e in events), max(e[0] for e in events)
-            if device in spans:
-                first, last = min(first, spans[device][0]), max(last, spans[device][1])
-            spans[device] = first, last
+            if owner in spans:
+                first, last = min(first, spans[owner][0]), max(last, spans[owner][1])
+            spans[owner] = first, last
+    sessions: dict[Owner, list[SessionRecord]] = defaultdict(list)
+    for record in _read_records(Session.objects.filter(channel_id=channel_id, key__in=named)):
+        owner = named[record.key]
+        record.application_id, record.device_id, _ = owner  # an erasure emptied the device
+        sessions[owner].append(record)
     # by day, so that the old events of one device widen the search for few others
-    days: dict[tuple[int, int], list[Device]] = defaultdict(list)
-    for device, (first, last) in spans.items():
-        days[first // _DAY, last // _DAY].append(device)
-    sessions: dict[Device, list[SessionRecord]] = defaultdict(list)
-    for devices in days.values():
+    days: dict[tuple[int, int], list[Owner]] = defaultdict(list)
+    for owner, (first, last) in spans.items():
+        days[first // _DAY, last // _DAY].append(owner)
+    for owners in days.values():
         rows = Session.objects.filter(
             channel_id=channel_id,
             parent=None,
             is_client_session=False,
-            device_id__in={device_id for _, device_id in devices},
+            sender_session_id="",
+            device_id__in={device_id for _, device_id, _ in owners},
             ended_at__gte=from_microseconds(
-                min(spans[device][0] for device in devices) - SEARCH_MARGIN
+                min(spans[owner][0] for owner in owners) - SEARCH_MARGIN
             ),
             started_at__lte=from_microseconds(
-                max(spans[device][1] for device in devices) + SEARCH_MARGIN
+                max(spans[owner][1] for owner in owners) + SEARCH_MARGIN
             ),
-        ).annotate(
-            types_text=Cast("types", models.TextField()),
-            buckets_text=Cast("buckets", models.TextField()),
         )
-        for row in rows.values_list(*_READ):
-            record = SessionRecord(*row)
-            record.types = _decode_types(row[13])
-            record.buckets = _decode_buckets(row[14])
-            sessions[record.application_id, record.device_id].append(record)
+        for record in _read_records(rows):
+            sessions[record.application_id, record.device_id, ""].append(record)
     return sessions
+
+
+def _read_records(rows: "models.QuerySet[Session]") -> Iterator[SessionRecord]:
+    texts = rows.annotate(
+        types_text=Cast("types", models.TextField()),
+        details_text=Cast("details", models.TextField()),
+        buckets_text=Cast("buckets", models.TextField()),
+    )
+    for row in texts.values_list(*_READ):
+        record = SessionRecord(*row)
+        record.types = _decode_types(row[13])
+        record.details = _decode_details(row[14])
+        record.buckets = _decode_buckets(row[15])
+        yield record
 
 
 def _merge_client_sessions(
@@ -454,7 +502,7 @@ def _upsert_sessions(
             r.key, r.version + 1, r.application_id, r.device_id, r.is_client_session, r.user_id,
             r.sender_session_id, r.landing_url, r.started_at, r.ended_at, r.closes_at,
             r.closes_at <= closes_by, r.event_count, r.answer_count, _encode(r.types).decode(),
-            _encode(r.buckets).decode(), r.parent_id, channel_id, now,
+            _encode(r.details).decode(), _encode(r.buckets).decode(), r.parent_id, channel_id, now,
         )
         for r in records
     ]  # fmt: skip

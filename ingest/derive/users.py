@@ -19,7 +19,7 @@ from ingest.db.clock import read_clock
 from ingest.db.upsert import bulk_upsert
 from ingest.events import EventContext
 from ingest.feed.values import EventRow
-from ingest.models import AppUser
+from ingest.models import AppUser, StoredEvent
 from ingest.times import from_microseconds
 
 MAX_ATTRIBUTES = 500  # of a user; further ones are ignored
@@ -103,6 +103,26 @@ def derive(channel_id: int, rows: Sequence[tuple[EventRow, EventContext]], posit
     unique = ("channel_id", "identifier", "anonymous")
     bulk_upsert("ingest_appuser", _COLUMNS, unique, rows_written, position)
     return len(changed)
+
+
+def delete_moved(channel_id: int, rows: Iterable[EventRow], superseded: Sequence[EventRow]) -> None:
+    """Deletes users of which no event is left, since all of them are another user's by now."""
+    if not superseded:
+        return
+    devices = {row.identity: row.device_id for row in rows}
+    for device_id in {
+        old.device_id
+        for old in superseded
+        if old.device_id and devices.get(old.identity, old.device_id) not in {"", old.device_id}
+    }:
+        left = StoredEvent.objects.filter(
+            channel_id=channel_id, device_id=device_id, superseded_xid=None
+        )
+        # these conditions are those of the index, which device_id alone would not use
+        if not left.exclude(device_id="").exclude(source="desk").exists():
+            AppUser.objects.filter(
+                channel_id=channel_id, identifier=device_id, device_id=device_id
+            ).delete()
 
 
 def _load_users(channel_id: int, identities: Iterable[Identity]) -> dict[Identity, UserRecord]:

@@ -11,7 +11,7 @@ from django.db.models import Value
 
 from ingest.db.prepared import fetch_all
 from ingest.events import RequestError
-from ingest.feed import reader
+from ingest.feed import daily_counts, reader
 from ingest.feed.values import START, FeedPosition
 from ingest.feed.watermark import allocate_position, fetch_watermark, lock_positioned_tables
 from ingest.models import DerivationState, PruneState, StoredEvent
@@ -81,7 +81,9 @@ def prune_events(channel_id: int, before: datetime, limit: int = PRUNE_ROWS) -> 
         pruned.append(FeedPosition(row.xid, row.pk))
     if not pruned:
         return 0
-    StoredEvent.objects.filter(pk__in=[row.id for row in pruned]).delete()
+    events = StoredEvent.objects.filter(pk__in=[row.id for row in pruned])
+    daily_counts.take_off(channel_id, events)
+    events.delete()
     PruneState.objects.filter(pk=channel_id).update(
         xid=pruned[-1].xid,
         event_id=pruned[-1].id,

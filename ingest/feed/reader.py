@@ -5,7 +5,8 @@ Pull, push and derivation read through this module, so they share their position
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, TypeVar
+from time import monotonic
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -19,19 +20,42 @@ from ingest.models import Participant, StoredEvent
 from ingest.models.fields import XidField
 
 M = TypeVar("M", bound=models.Model)
+WINDOW_ROWS = 10_000  # that one statement of a search reads, whatever it looks for
 
 
 class IsAfterPosition(models.Func):
     """`(xid, id) > (x, i)` as one comparison, which an index on both columns serves."""
 
+    operator = ">"
     output_field = models.BooleanField()
 
     def as_sql(  # type: ignore[override]
         self, compiler: Any, connection: BaseDatabaseWrapper, **_: Any
     ) -> tuple[str, list[Any]]:
         parts = [compiler.compile(expression) for expression in self.get_source_expressions()]
-        sql = "({}, {}) > ({}, {})".format(*(sql for sql, _ in parts))
+        sql = "({}, {}) {operator} ({}, {})".format(
+            *(sql for sql, _ in parts), operator=self.operator
+        )
         return sql, [param for _, params in parts for param in params]
+
+
+class IsUpToPosition(IsAfterPosition):
+    """`(xid, id) <= (x, i)`."""
+
+    operator = "<="
+
+
+class IsFromPosition(IsAfterPosition):
+    """`(xid, id) >= (x, i)`."""
+
+    operator = ">="
+
+
+class Window(NamedTuple):
+    """A part of the feed, after `start` and up to `end`: bounded, however rare a match is."""
+
+    start: FeedPosition
+    end: FeedPosition | None  # None where the feed has no more rows than these
 
 
 def select_after(
@@ -41,10 +65,58 @@ def select_after(
 
     The model needs `xid` and `id`. Filter by channel too, or no index serves the query.
     """
-    xid = models.Value(position.xid, XidField())
-    pk = models.Value(position.id, models.BigIntegerField())
-    rows = rows.filter(IsAfterPosition("xid", "id", xid, pk))
+    rows = rows.filter(_compare(IsAfterPosition, position))
     return (rows if watermark is None else rows.filter(xid__lt=watermark)).order_by("xid", "id")
+
+
+def select_window(
+    rows: "models.QuerySet[M]", window: Window, watermark: int
+) -> "models.QuerySet[M]":
+    """Returns the rows of a window, as `select_after` does."""
+    rows = select_after(rows, window.start, watermark)
+    return rows if window.end is None else rows.filter(_compare(IsUpToPosition, window.end))
+
+
+def _compare(comparison: type[IsAfterPosition], position: FeedPosition) -> IsAfterPosition:
+    xid = models.Value(position.xid, XidField())
+    return comparison("xid", "id", xid, models.Value(position.id, models.BigIntegerField()))
+
+
+def iterate_windows(
+    rows: "models.QuerySet[M]", position: FeedPosition, watermark: int, seconds: float
+) -> Iterator[Window]:
+    """Yields the windows after a position: one, and others until so many seconds have passed.
+
+    `rows` are all of a channel's. A search goes on after the end of the last window, if it has one.
+    """
+    deadline = monotonic() + seconds
+    while True:
+        end = find_window_end(select_after(rows, position, watermark))
+        yield Window(position, end)
+        if end is None or monotonic() >= deadline:
+            return
+        position = end
+
+
+def limit_to_newest(
+    rows: "models.QuerySet[M]",
+) -> tuple["models.QuerySet[M]", FeedPosition | None]:
+    """Returns the newest `WINDOW_ROWS`, the newest first, and the position of the last.
+
+    That is None where no more follow. `rows` are all of a channel's, or those before a position.
+    """
+    rows = rows.order_by("-xid", "-id")
+    end = find_window_end(rows)
+    return (rows if end is None else rows.filter(_compare(IsFromPosition, end))), end
+
+
+def find_window_end(rows: "models.QuerySet[M]") -> FeedPosition | None:
+    """Returns the position of the last of the first `WINDOW_ROWS`; None where no more follow.
+
+    `rows` are in the order of an index, as those of `select_after`.
+    """
+    ends: Any = fetch_ordered(rows.only("xid")[WINDOW_ROWS - 1 : WINDOW_ROWS + 1])
+    return FeedPosition(ends[0].xid, ends[0].pk) if len(ends) > 1 else None
 
 
 class Microseconds(models.Func):

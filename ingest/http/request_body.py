@@ -6,7 +6,7 @@
 from django.http import HttpRequest
 
 from ingest.adapters import body_limits, json_body
-from ingest.events import RequestError
+from ingest.events import RequestError, format_count
 
 _READ_BYTES = 64 * 1024
 
@@ -37,7 +37,8 @@ def read_raw(request: HttpRequest, max_bytes: int = body_limits.MAX_BODY_BYTES) 
         chunks.append(chunk)
         missing -= len(chunk)
     if missing:
-        raise RequestError("cut_off", f"The body ended {missing} bytes before its Content-Length.")
+        ended = f"The body ended {format_count(missing, 'byte')} before its Content-Length."
+        raise RequestError("cut_off", ended)
     return b"".join(chunks)
 
 

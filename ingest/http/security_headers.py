@@ -12,7 +12,7 @@ from ingest.db.clock import read_clock
 # a response of the API runs no script and is shown in no frame
 _API_POLICY = "default-src 'none'; frame-ancestors 'none'"
 # our pages and Django's admin load their scripts and styles from this host
-_PAGE_POLICY = (
+PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
     " font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none';"
     " frame-ancestors 'none'"
@@ -43,7 +43,7 @@ class SecurityHeadersMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         response = self.get_response(request)
         if response.get("Content-Type", "").startswith("text/html"):
-            response.setdefault("Content-Security-Policy", _PAGE_POLICY)
+            response.setdefault("Content-Security-Policy", PAGE_POLICY)
         for name, value in API_HEADERS.items():
             response.setdefault(name, value)
         return response

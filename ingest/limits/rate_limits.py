@@ -10,12 +10,12 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
@@ -92,11 +92,37 @@ def count_locally(request: HttpMessage | None, limit: Limit, caller: str) -> boo
     return True
 
 
-def count_address(limit: Limit, address: str) -> float:
-    """Counts a call of an address. Returns the seconds that it has to wait, 0.0 to go on."""
+class CountedCall(NamedTuple):
+    """A call to count. A request shows the limit in its answer's headers."""
+
+    request: HttpMessage | None
+    limit: Limit
+    caller: str
+
+
+def count_waiting(calls: Sequence[CountedCall]) -> list[float]:
+    """Counts calls that wait together, by one or two trips to Redis for each caller.
+
+    Returns for each the seconds that it has to wait; 0.0 to go on.
+    """
+    waits = [0.0] * len(calls)
     if not settings.EXHAUST_RATE_LIMIT_MULTIPLIER:
-        return 0.0
-    return local_quota.spend(f"{limit.name}:{address}", limit.scale())[0]
+        return waits
+    places: dict[tuple[Limit, str], list[int]] = {}
+    for place, call in enumerate(calls):
+        places.setdefault((call.limit, call.caller), []).append(place)
+    for (limit, caller), of_caller in places.items():
+        scaled = limit.scale()
+        count, wait_seconds, full_in_seconds = local_quota.spend_many(
+            f"{limit.name}:{caller}", scaled, len(of_caller)
+        )
+        for number, place in enumerate(of_caller):
+            request = calls[place].request
+            waits[place] = 0.0 if number < count else wait_seconds
+            if request is not None:
+                request.rate_limit_state = scaled, waits[place], full_in_seconds  # type: ignore[attr-defined]
+                metrics.count_decision(limit.name, "rejected" if waits[place] else "allowed")
+    return waits
 
 
 def count_call(request: HttpMessage, caller: str) -> None:
@@ -110,7 +136,12 @@ def count_call(request: HttpMessage, caller: str) -> None:
     decision = "rejected" if wait_seconds else "allowed"
     metrics.count_decision(limit.name, decision)
     if wait_seconds:
-        raise RateLimited(f"Too many {limit.name} by this caller; wait.")
+        raise reject_call(limit)
+
+
+def reject_call(limit: Limit) -> RateLimited:
+    """Returns the error of a caller that has to wait."""
+    return RateLimited(f"Too many {limit.name} by this caller; wait.")
 
 
 def count_timed_call(request: HttpRequest, caller: str) -> None:
@@ -166,27 +197,43 @@ class LocalQuota:
         return max(0.0, full_at - now - left_count / limit.rate)
 
     def spend(self, key: str, limit: Limit) -> tuple[float, float]:
-        full_in_seconds = self.take(key, limit)
-        if full_in_seconds is not None:
-            return 0.0, full_in_seconds
+        """Takes a call. Returns the seconds to wait (0.0 for none) and until the bucket is full."""
+        return self.spend_many(key, limit, 1)[1:]
+
+    def spend_many(self, key: str, limit: Limit, count: int) -> tuple[int, float, float]:
+        """Takes calls that wait together, as many as there are in the bucket.
+
+        Returns how many, the seconds that the next one has to wait, 0.0 where all were taken, and
+        until the bucket is full.
+        """
+        wanted = count
+        while (full_in_seconds := self.take(key, limit)) is not None:
+            wanted -= 1
+            if not wanted:
+                return count, 0.0, full_in_seconds
         now = self._clock()
         _, size, expires_at, _ = self._quotas.get(key, _NO_QUOTA)
         max_size = max(1, int(limit.rate * QUOTA_SECONDS))
         size = min(max(1, size * 2), max_size) if now < expires_at else 1
-        wait_seconds, full_in_seconds = token_bucket.spend(key, limit.rate, limit.burst, size)
-        if wait_seconds and size > 1:
-            size = 1
-            wait_seconds, full_in_seconds = token_bucket.spend(key, limit.rate, limit.burst)
+        asked = max(size, wanted)
+        wait_seconds, full_in_seconds = token_bucket.spend(key, limit.rate, limit.burst, asked)
+        if wait_seconds and asked > 1:
+            left = int(limit.burst - full_in_seconds * limit.rate)
+            size, asked = 1, min(wanted, max(1, left))
+            wait_seconds, full_in_seconds = token_bucket.spend(key, limit.rate, limit.burst, asked)
+        if wait_seconds:
+            return count - wanted, wait_seconds, full_in_seconds
+        taken = min(asked, wanted)
         with self._lock:
-            if not wait_seconds:
-                full_at = now + full_in_seconds
-                self._quotas[key] = size - 1, size, now + 2 * QUOTA_SECONDS, full_at
-                self._quotas.move_to_end(key)
-                if len(self._quotas) > token_bucket.MAX_BUCKETS:
-                    self._quotas.popitem(last=False)
-        if not wait_seconds:
-            full_in_seconds -= (size - 1) / limit.rate  # which are not used yet
-        return wait_seconds, full_in_seconds
+            full_at = now + full_in_seconds
+            self._quotas[key] = asked - taken, size, now + 2 * QUOTA_SECONDS, full_at
+            self._quotas.move_to_end(key)
+            if len(self._quotas) > token_bucket.MAX_BUCKETS:
+                self._quotas.popitem(last=False)
+        if taken < wanted:
+            wait_seconds = max(1 / limit.rate, full_in_seconds + (1 - limit.burst) / limit.rate)
+        full_in_seconds -= (asked - taken) / limit.rate  # which are not used yet
+        return count - wanted + taken, wait_seconds, full_in_seconds
 
 
 local_quota = LocalQuota()

@@ -29,18 +29,6 @@ class Migration(migrations.Migration):
                 help_text="The first 256 KiB as sent, encrypted; empty where events are only counted."
             ),
         ),
-        migrations.AddIndex(
-            model_name="rejectedevent",
-            index=models.Index(fields=["channel", "received_at"], name="rejectedevent_arrival"),
-        ),
-        migrations.AddIndex(
-            model_name="rejectedevent",
-            index=models.Index(
-                fields=["channel", "id"],
-                condition=models.Q(is_indexed=False),
-                name="rejectedevent_unindexed",
-            ),
-        ),
         migrations.CreateModel(
             name="RejectedWord",
             fields=[

@@ -13,10 +13,6 @@ class Migration(migrations.Migration):
             name='files_pending',
             field=models.BooleanField(db_default=False, default=False, editable=False, help_text='Whether files of before `withdrawn_at` are still to be found.'),
         ),
-        migrations.AddIndex(
-            model_name='participant',
-            index=models.Index(condition=models.Q(('files_pending', True)), fields=['channel'], name='participant_files_pending'),
-        ),
         migrations.AlterField(
             model_name='erasure',
             name='searched',

@@ -15,6 +15,8 @@ from ingest.models.accounts import (
 from ingest.models.audit import AuditDigest, AuditEvent, AuthFailureCount, ReadCount
 from ingest.models.events import (
     Conversation,
+    DailyCount,
+    DailyCountState,
     LostPosition,
     PruneState,
     RejectedDay,
@@ -24,7 +26,7 @@ from ingest.models.events import (
 )
 from ingest.models.participants import Erasure, Participant
 from ingest.models.sessions import AppUser, DerivationState, Session
-from ingest.models.sign_in import BrowserSession, CacheEntry
+from ingest.models.sign_in import BrowserSession, CacheEntry, UserSettings
 
 __all__ = [
     "IDENTIFIER",
@@ -39,6 +41,8 @@ __all__ = [
     "CacheEntry",
     "Channel",
     "Conversation",
+    "DailyCount",
+    "DailyCountState",
     "DerivationState",
     "Erasure",
     "LostPosition",
@@ -51,6 +55,7 @@ __all__ = [
     "Role",
     "Session",
     "StoredEvent",
+    "UserSettings",
     "find_excess",
     "require_room",
     "validate_age_recipient",

@@ -56,6 +56,13 @@ class Channel(models.Model):
     id = models.AutoField(primary_key=True)
     identifier = models.CharField(max_length=128, unique=True, validators=[validate_identifier])
     name = models.CharField(max_length=255, blank=True)
+    organization = models.CharField(
+        default="",
+        db_default="",
+        max_length=255,
+        blank=True,
+        help_text="The name of its organization in pull's metadata; empty for the channel's own.",
+    )
     private_encryption = models.CharField(
         default="",
         db_default="",
@@ -115,6 +122,9 @@ class ApiKey(models.Model):
         default="",
         db_default="",
         help_text="Networks it may be used from, separated by blanks; empty for any.",
+    )
+    created_by = models.CharField(
+        max_length=255, default="", db_default="", help_text="The user who made it."
     )
 
     class Meta:

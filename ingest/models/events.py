@@ -1,5 +1,7 @@
 """Events, rejected events, conversations, and the pruning state of a feed."""
 
+from datetime import datetime
+
 from django.db import models
 
 from ingest.db.clock import read_clock
@@ -50,6 +52,10 @@ class StoredEvent(models.Model):
     device_id = models.TextField()
     session_id = models.TextField()
     note = models.TextField(db_default="")
+    other_conversations = models.TextField(  # noqa: DJ001 # null takes no place in nearly all rows
+        null=True,
+        help_text="Ids of further conversations that it is in, each between commas.",
+    )
     payload = models.JSONField()
 
     class Meta:
@@ -72,6 +78,11 @@ class StoredEvent(models.Model):
                 condition=models.Q(superseded_xid__isnull=False),
                 name="storedevent_superseded",
             ),
+            models.Index(  # few events are in several conversations
+                fields=["channel", "other_conversations"],
+                condition=models.Q(other_conversations__isnull=False),
+                name="storedevent_shared",
+            ),
             models.Index(  # the events of a session
                 fields=["channel", "device_id", "occurred_at"],
                 condition=~models.Q(device_id="") & ~models.Q(source="desk"),
@@ -91,7 +102,10 @@ class RejectedEvent(models.Model):
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     application = models.ForeignKey(Application, null=True, on_delete=models.PROTECT)
     source = models.CharField(max_length=32)
-    received_at = models.DateTimeField()
+    received_at = models.DateTimeField(help_text="Its first arrival on its last day, in UTC.")
+    repeated_at = models.DateTimeField(
+        null=True, help_text="When it last came again on that day; none if it did not."
+    )
     position = models.IntegerField(help_text="Index in its batch, from 0.")
     reason = models.CharField(max_length=64)
     detail = models.TextField()
@@ -101,7 +115,9 @@ class RejectedEvent(models.Model):
         help_text="The first 256 KiB as sent, encrypted; empty where events are only counted."
     )
     count = models.IntegerField(
-        default=1, db_default=1, help_text="Rejected events that the row stands for."
+        default=1,
+        db_default=1,
+        help_text="How often it came on that day, or how many it stands for.",
     )
     is_indexed = models.BooleanField(
         default=False,
@@ -128,6 +144,10 @@ class RejectedEvent(models.Model):
                 name="rejectedevent_unindexed",
             ),
         ]
+
+    @property
+    def last_received_at(self) -> datetime:
+        return self.repeated_at or self.received_at
 
 
 class RejectedWord(models.Model):
@@ -175,3 +195,28 @@ class PruneState(models.Model):
     pruned_xid = XidField(
         default=0, help_text="Position of the last pruning: readers below it saw the pruned events."
     )
+
+
+class DailyCount(models.Model):
+    """How many events of a name a day in UTC has. See `ingest/feed/daily_counts.py`."""
+
+    class Kind(models.TextChoices):
+        ARRIVAL = "arrival"  # every version, by day of arrival and source
+        EVENT = "event"  # current versions, by day of the event and source
+        ANSWER = "answer"  # current versions, by day of the event and conversation
+
+    pk = models.CompositePrimaryKey("channel", "kind", "day", "name")
+    channel = models.ForeignKey(Channel, on_delete=models.CASCADE, db_index=False)
+    kind = models.CharField(max_length=8, choices=Kind.choices)
+    day = models.DateField()
+    name = models.TextField(help_text="The source, or the conversation's key.")
+    count = models.BigIntegerField()
+
+
+class DailyCountState(models.Model):
+    """The position up to which a channel's events are in `DailyCount`."""
+
+    channel = models.OneToOneField(Channel, on_delete=models.CASCADE, primary_key=True)
+    xid = XidField(default=0)
+    event_id = models.BigIntegerField(default=0)
+    version = models.BigIntegerField(default=0, help_text="Grows with every change of a count.")

@@ -12,8 +12,14 @@ class Participant(models.Model):
     device_id = models.CharField(max_length=255)
     user_name = models.CharField(max_length=255, blank=True)
     encrypted_phone = models.BinaryField(null=True)
+    phone_digest = models.BigIntegerField(
+        null=True, editable=False, help_text="The start of the phone's hash under a channel's key."
+    )
     consent = models.BooleanField(null=True, help_text="Unknown means no.")
     consent_at = models.DateTimeField(null=True)
+    earlier_consents = models.JSONField(
+        null=True, editable=False, help_text="Consents before, each until when; the newest 20."
+    )
     withdrawn_at = models.DateTimeField(
         null=True, help_text="When consent, or the phone, was last withdrawn, by our clock."
     )
@@ -49,6 +55,16 @@ class Participant(models.Model):
                 fields=["channel", "updated_at"],
                 condition=models.Q(consent=False),
                 name="participant_refused_at",
+            ),
+            models.Index(
+                fields=["channel", "phone_digest"],
+                condition=models.Q(phone_digest__isnull=False),
+                name="participant_phone",
+            ),
+            models.Index(  # rows of before there was a digest
+                fields=["channel", "id"],
+                condition=models.Q(phone_digest__isnull=True, encrypted_phone__isnull=False),
+                name="participant_phone_unhashed",
             ),
         ]
 

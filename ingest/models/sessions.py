@@ -16,7 +16,7 @@ class DerivationState(models.Model):
 
 
 class Session(models.Model):
-    """A device's events without a long pause between them, or a session of its sender.
+    """A session that a sender names or makes, or a device's other events without a long pause.
 
     `xid` is the position of the last change, so that a reader of the feed meets it again.
     """
@@ -40,7 +40,7 @@ class Session(models.Model):
     is_client_session = models.BooleanField(help_text="Made by the sender and stored as it is.")
     device_id = models.TextField(blank=True)
     user_id = models.TextField(blank=True)
-    sender_session_id = models.TextField(blank=True, help_text="The first one seen.")
+    sender_session_id = models.TextField(blank=True, help_text="The sender's id of it.")
     landing_url = models.TextField(blank=True)
     started_at = models.DateTimeField(help_text="Of the first event.")
     ended_at = models.DateTimeField(help_text="Of the last event.")
@@ -53,6 +53,9 @@ class Session(models.Model):
     event_count = models.IntegerField()
     answer_count = models.IntegerField()
     types = models.JSONField(help_text="Events by type.")
+    details = models.JSONField(
+        default=dict, db_default={}, help_text="The device, the system and the place."
+    )
     buckets = models.JSONField(editable=False, help_text="Parts that it is summed from.")
 
     class Meta:

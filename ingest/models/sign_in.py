@@ -21,6 +21,16 @@ class BrowserSession(AbstractBaseSession):
         abstract = False
 
 
+class UserSettings(models.Model):
+    """A user's own time zone and language. An empty one is the browser's."""
+
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL, models.CASCADE, primary_key=True, related_name="own_settings"
+    )
+    zone = models.CharField(max_length=64, blank=True, default="")
+    language = models.CharField(max_length=8, blank=True, default="")
+
+
 class CacheEntry(models.Model):
     """A row of Django's `DatabaseCache`, which writes it by SQL of its own."""
 

@@ -1,1 +1,1 @@
-"""Consent, erasure, and the encryption of what is stored about people."""
+"""Consent, erasure, and the encryption of data about people."""

@@ -20,6 +20,7 @@ from ingest.models import Channel, Erasure, Participant
 
 _WITHDRAWAL_LOCK, _PROFILE_LOCK = 7382, 7383  # first keys of PostgreSQL's advisory locks
 _BATCH_SIZE = 500
+MAX_EARLIER = 20  # of a participant
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,31 @@ def apply_changes(
             granted=granted_count,
             withdrawn=len(revoked),
         )
+
+
+def keep_earlier(
+    channel_id: int,
+    before: dict[str, ConsentState],
+    after: dict[str, ConsentState],
+    changed_at: datetime,
+) -> None:
+    """Adds the consents that have changed to the earlier ones of their locked participants."""
+    changed = [
+        device_id
+        for device_id, old in before.items()
+        if old.consent is not None and after[device_id].consent is not old.consent
+    ]
+    for batch in _split_batches(changed):
+        rows = list(Participant.objects.filter(channel_id=channel_id, device_id__in=batch))
+        for row in rows:
+            old = before[row.device_id]
+            earlier = {
+                "consent": old.consent,
+                "consentAt": old.consent_at and old.consent_at.isoformat(),
+                "until": changed_at.isoformat(),
+            }
+            row.earlier_consents = [*(row.earlier_consents or ()), earlier][-MAX_EARLIER:]
+        Participant.objects.bulk_update(rows, ["earlier_consents"])
 
 
 def withdraw(channel_id: int, device_ids: Sequence[str]) -> None:

@@ -2,9 +2,10 @@
 
 The first step deletes the profile, and from then on no link opens a file that holds the person. The
 next one ends these files. Further steps empty events, sessions, users and rejected events, a
-thousand rows at a time. An event keeps its type, its time,
-its conversation and its identity, so that the same event is not stored again. The erasure's record
-holds counts, and names the person by a hash only. Where there is nothing to erase, none is kept.
+thousand rows at a time. The last ones take the person out of the archive's files. An event keeps
+its type, its time, its conversation and its identity, so that the same event is not stored again.
+The erasure's record holds counts, and names the person by a hash only. Where there is nothing to
+erase, none is kept.
 """
 
 import binascii
@@ -25,10 +26,12 @@ from ingest import audit
 from ingest.adapters import body_limits, client_session_sources, find_device_fields
 from ingest.db.clock import read_clock
 from ingest.events import Profile
+from ingest.feed import daily_counts
 from ingest.feed.watermark import allocate_position, lock_positioned_tables
 from ingest.models import (
     AppUser,
     Channel,
+    DailyCount,
     DerivationState,
     Erasure,
     Participant,
@@ -40,12 +43,16 @@ from ingest.models import (
 from ingest.models.fields import CurrentPosition
 from ingest.privacy import consent, device_hash, device_words
 from ingest.privacy.encryption import decrypt, encrypt
+from ingest.store import resolve
 from ingest.tenancy import session
 
 # keyword arguments: channel_id, and the queryset `events` or `sessions` that is erased next
 rows_erasing = Signal()
 # keyword arguments: channel_id, and the device_id whose files end; returns how many were searched
 files_searching = Signal()
+# keyword arguments: channel_id, the device_id that leaves the archive's files, and record_rows,
+# which counts erased rows; returns how many files there are, None while one may hold the person
+archive_erasing = Signal()
 STEP_ROWS = 1000
 REJECTED_STEP_ROWS = 100  # up to 256 KiB each
 _GZIP, _GZIP_IN_BASE64, _DECOMPRESS_BYTES = b"\x1f\x8b", b"H4s", 1024
@@ -56,8 +63,22 @@ def erase(channel_id: int, device_id: str, seconds: float) -> Erasure:
 
     A second call for the same person erases the rows since the first.
     """
-    erasure = start_erasure(channel_id, device_id)
-    return _run_steps(erasure, monotonic() + seconds) if erasure.pk else erasure
+    until = monotonic() + seconds
+    first, *others = start_erasures(channel_id, device_id)
+    if first.pk:
+        first = _run_steps(first, until)
+    for each in others:
+        _run_steps(each, until)
+    return first
+
+
+def start_erasures(channel_id: int, device_id: str) -> list[Erasure]:
+    """Runs the first step for a device, and for each name that events link to it.
+
+    Returns the erasures, that of `device_id` first.
+    """
+    other_names = resolve.find_names(channel_id, device_id) - {device_id}
+    return [start_erasure(channel_id, name) for name in (device_id, *sorted(other_names))]
 
 
 def find_erasure(channel_id: int, device_id: str) -> Erasure | None:
@@ -148,6 +169,11 @@ def start_erasure(channel_id: int, device_id: str) -> Erasure:
         erasure.save()
         Erasure.objects.filter(pk=erasure.pk).update(requested_at=Now())
         erasure.refresh_from_db(fields=["requested_at"])
+        audit.record(
+            "participant.erasure_requested",
+            channel=Channel.objects.values_list("identifier", flat=True).get(pk=channel_id),
+            subject=subject,
+        )
     return erasure
 
 
@@ -199,6 +225,7 @@ class _Step:
         self._pk = erasure.pk
         self._channel_id = erasure.channel_id
         self._result = erasure
+        self._is_archive_clean = False
         self.is_empty = False  # it ended, erased nothing, and is not kept
 
     def run(self) -> bool:
@@ -219,25 +246,56 @@ class _Step:
                     )
                     erasure.save(update_fields=["counts", "last_rejected", "searched"])
                     return True
-            if not any(erasure.counts.values()):
-                erasure.delete()
-                self._result.counts, self._result.searched = erasure.counts, erasure.searched
-                self._result.finished_at = read_clock()
-                self.is_empty = True
+            if self._is_archive_clean:
+                self._finish(erasure)
                 return False
-            erasure.encrypted_device_id = None
-            erasure.save(update_fields=["encrypted_device_id", "searched"])
-            Erasure.objects.filter(pk=erasure.pk).update(finished_at=Now())
-            audit.record(
-                "participant.erased",
-                channel=Channel.objects.values_list("identifier", flat=True).get(
-                    pk=self._channel_id
-                ),
-                subject=erasure.subject,
-                **erasure.counts,
-                searched=erasure.searched,
-            )
-        return False
+        self._is_archive_clean = self._erase_from_archive(device_id)
+        return self.run() if self._is_archive_clean else True
+
+    def _finish(self, erasure: Erasure) -> None:
+        if not any(erasure.counts.values()):
+            erasure.delete()
+            self._result.counts, self._result.searched = erasure.counts, erasure.searched
+            self._result.finished_at = read_clock()
+            self.is_empty = True
+            return
+        erasure.encrypted_device_id = None
+        erasure.save(update_fields=["encrypted_device_id", "searched"])
+        Erasure.objects.filter(pk=erasure.pk).update(finished_at=Now())
+        audit.record(
+            "participant.erased",
+            channel=Channel.objects.values_list("identifier", flat=True).get(pk=self._channel_id),
+            subject=erasure.subject,
+            **erasure.counts,
+            searched=erasure.searched,
+        )
+
+    def _erase_from_archive(self, device_id: str) -> bool:
+        """Goes on with the archive's files, outside of the other steps' transaction.
+
+        Returns whether none holds the person any more. No further one is made meanwhile.
+        """
+
+        def record_rows(count: int) -> None:
+            erasure = Erasure.objects.select_for_update().get(pk=self._pk)
+            erasure.counts = _add_counts(erasure.counts, archived=count)
+            erasure.save(update_fields=["counts"])
+
+        answers = archive_erasing.send(
+            sender=Erasure,
+            channel_id=self._channel_id,
+            device_id=device_id,
+            record_rows=record_rows,
+        )
+        if any(count is None for _, count in answers):
+            return False
+        if file_count := sum(int(count or 0) for _, count in answers):
+            with transaction.atomic():
+                erasure = Erasure.objects.select_for_update().filter(pk=self._pk).first()
+                if erasure is not None:
+                    erasure.searched |= {"archive": file_count}
+                    erasure.save(update_fields=["searched"])
+        return True
 
     def _search_files(self) -> bool:
         """Ends the files of the person, without the locks of the other steps.
@@ -265,6 +323,7 @@ class _Step:
             if event_ids := list(earlier.values_list("pk", flat=True)[:STEP_ROWS]):
                 events = StoredEvent.objects.filter(pk__in=event_ids)
                 rows_erasing.send(sender=StoredEvent, channel_id=self._channel_id, events=events)
+                daily_counts.take_off(self._channel_id, events, DailyCount.Kind.ANSWER)
                 return events.update(
                     device_id="", session_id="", note="", is_answer=False, payload={}
                 )
@@ -283,6 +342,7 @@ class _Step:
             user_id="",
             sender_session_id="",
             landing_url="",
+            details={},
             buckets=[],
             **_change_fields(),
         )

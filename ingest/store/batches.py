@@ -14,6 +14,7 @@ Rejections are written after the events' commit, so that they never hold the fee
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import psycopg
 from django.db import (
@@ -23,6 +24,7 @@ from django.db import (
     connection,
     transaction,
 )
+from msgspec import structs
 
 from ingest import audit, metrics
 from ingest.adapters.json_body import json_equal, normalize_json
@@ -33,7 +35,7 @@ from ingest.db.prepared import retry_if_lost
 from ingest.events import Batch, Event, Profile, Rejection, RequestError, StoreResult
 from ingest.feed.watermark import lock_positioned_tables
 from ingest.models import Conversation
-from ingest.store import rejections
+from ingest.store import rejections, resolve
 from ingest.store.participants import store_participants
 
 
@@ -75,6 +77,11 @@ def append_batches(pending: Sequence[Pending]) -> list[Outcome]:
     Returns for each its result, or the error that kept it from being stored. A batch that fails
     does not fail the others. All that a result counts is committed.
     """
+    try:
+        pending = _complete_events(pending)
+    except DatabaseError as error:
+        _close_if_useless(error)
+        return [error] * len(pending)
     outcomes: list[Outcome | None] = [None] * len(pending)
     if connection.vendor == "postgresql" and not connection.in_atomic_block:
         _append_by_group(pending, outcomes)
@@ -92,6 +99,23 @@ def append_batches(pending: Sequence[Pending]) -> list[Outcome]:
                 each.batch.source, outcome.stored, outcome.duplicate, len(outcome.rejections)
             )
     return outcomes  # type: ignore[return-value] # each has one by now
+
+
+def _complete_events(pending: Sequence[Pending]) -> Sequence[Pending]:
+    """Returns the batches with what stored events say of theirs, one lookup an application."""
+    incomplete: dict[int | None, list[int]] = {}
+    for index, each in enumerate(pending):
+        if resolve.needs_stored_events(each.batch):
+            incomplete.setdefault(each.batch.application_id, []).append(index)
+    completed = list(pending)
+    for application_id, indexes in incomplete.items():
+        events = [event for index in indexes for event in pending[index].batch.events]
+        resolved = iter(resolve.resolve_events(application_id, events))
+        for index in indexes:
+            batch = pending[index].batch
+            own = [next(resolved) for _ in batch.events]
+            completed[index] = pending[index]._replace(batch=structs.replace(batch, events=own))
+    return completed
 
 
 def _append_alone(pending: Pending) -> Outcome:
@@ -116,6 +140,8 @@ def _append(pending: Pending) -> StoreResult:
             result = StoreResult(len(batch.profiles), 0, batch.rejections, erased)
         else:
             result = _append_slowly(channel_id, batch)
+            if batch.profiles and (misplaced := resolve.find_misplaced(channel_id, batch)):
+                _append_slowly(channel_id, misplaced)
     _store_rejections(channel_id, batch, result.rejections)
     return result
 
@@ -210,7 +236,7 @@ def group_events(pending: Sequence[Pending]) -> list[Group]:
     """Returns the groups of the batches that bring events and no profiles."""
     groups: dict[GroupKey, Group] = {}
     for index, (channel_id, batch, _) in enumerate(pending):
-        if batch.events and not batch.profiles:
+        if batch.events and not batch.profiles and not batch.is_shared:
             key = (channel_id, batch.source, batch.application_id or 0, batch.last_wins)
             if key not in groups:
                 groups[key] = Group(key)
@@ -355,6 +381,7 @@ def _insert_slow_path(
 def ensure_conversations(channel_id: int, events: list[Event]) -> dict[str, int]:
     """Returns the conversations' ids, and inserts the missing conversations."""
     identifiers = {event.conversation for event in events} - {""}
+    identifiers |= {name for event in events for name in event.other_conversations}
     if not identifiers:
         return {}
     ids = _find_conversations(channel_id, identifiers)
@@ -392,7 +419,29 @@ def _insert(
         return 0
     if connection.vendor != "postgresql":
         return _insert_rows(channel_id, batch, events, late_rejections)
-    return _insert_arrays(channel_id, batch, events, may_supersede)
+    stored = _insert_arrays(channel_id, batch, events, may_supersede)
+    if batch.is_shared and stored:
+        _set_other_conversations(channel_id, events, "(SELECT exhaust_position())")
+    return stored
+
+
+def _set_other_conversations(channel_id: int, events: list[Event], position_sql: str) -> None:
+    """Adds further conversations to events that this transaction inserted."""
+    shared = [event for event in events if event.other_conversations]
+    ids = ensure_conversations(channel_id, shared)
+    is_postgresql = connection.vendor == "postgresql"
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "UPDATE ingest_storedevent SET other_conversations = %s"  # noqa: S608
+            f" WHERE identity = %s AND superseded_xid IS NULL AND xid = {position_sql}",
+            [
+                (
+                    "".join(f",{ids[name]}" for name in event.other_conversations) + ",",
+                    UUID(bytes=event.identity) if is_postgresql else event.identity.hex(),
+                )
+                for event in shared
+            ],
+        )
 
 
 def _insert_valid_events(
@@ -436,7 +485,7 @@ _COLUMNS = (
 # ORDER BY gives concurrent batches one order of locking.
 _INSERT_BATCH = f"""
 WITH existing AS MATERIALIZED (
-    SELECT new.i, {{differs}} AS differs FROM unnest(%(i)b, %(p)b) AS new(i, p)
+    SELECT new.i, {{differs}} AS differs FROM {{new}}
     CROSS JOIN LATERAL (
         SELECT e.payload, e.device_id FROM ingest_storedevent e
         WHERE e.identity = new.i AND e.superseded_xid IS NULL LIMIT 1
@@ -461,21 +510,24 @@ SELECT (SELECT count(*) FROM stored), EXISTS (SELECT FROM existing WHERE differs
             THEN (SELECT string_agg(uuid_send(identity), NULL) FROM stored) END
 """  # noqa: S608
 _INSERT_FIRST_WINS = _INSERT_BATCH.format(
+    new="unnest(%(i)b) AS new(i)",
     differs="false",
     conflict="ON CONFLICT (identity) WHERE superseded_xid IS NULL DO NOTHING",
 )
 # Without ON CONFLICT: where another batch was first, this version is the later one and must not be
 # lost. An erased event stays as it is: a late copy must not bring the person back.
-_PAYLOAD_DIFFERS = (
-    "current.payload <> new.p::jsonb AND (current.payload <> '{}' OR current.device_id <> '')"
+_NEW_VERSIONS = "unnest(%(i)b, %(p)b, %(d)b) AS new(i, p, d)"
+_VERSION_DIFFERS = (
+    "(current.payload <> new.p::jsonb OR current.device_id <> new.d)"
+    " AND (current.payload <> '{}' OR current.device_id <> '')"
 )
-_INSERT_LAST_WINS = _INSERT_BATCH.format(differs=_PAYLOAD_DIFFERS, conflict="")
+_INSERT_LAST_WINS = _INSERT_BATCH.format(new=_NEW_VERSIONS, differs=_VERSION_DIFFERS, conflict="")
 _INSERT_ROW = f"""
 INSERT INTO ingest_storedevent (xid, {_COLUMNS})
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (identity) WHERE superseded_xid IS NULL DO NOTHING
 """  # noqa: S608
-# Where the last version wins, the current version with another payload gets the position that
+# Where the last version wins, the current version that differs gets the position that
 # supersedes it, then the new version is inserted. One statement for both would still meet the old
 # index entry and lose both versions. The unique index decides between concurrent batches, and the
 # losing batch retries. The lock puts such batches in a row: without it a large batch would retry as
@@ -490,12 +542,12 @@ SELECT pg_advisory_xact_lock(7381, h) FROM (
 NO_SEQSCAN = "enable_seqscan = off"
 _SUPERSEDE_BATCH = f"""
 UPDATE ingest_storedevent SET superseded_xid = (SELECT exhaust_position()) WHERE id = ANY(ARRAY(
-    SELECT current.id FROM unnest(%(i)b, %(p)b) AS new(i, p)
+    SELECT current.id FROM {_NEW_VERSIONS}
     CROSS JOIN LATERAL (
         SELECT e.id, e.payload, e.device_id FROM ingest_storedevent e
         WHERE e.identity = new.i AND e.superseded_xid IS NULL LIMIT 1
     ) AS current
-    WHERE {_PAYLOAD_DIFFERS}
+    WHERE {_VERSION_DIFFERS}
 ))
 """  # noqa: S608
 _SELECT_CURRENT_ROW = """
@@ -597,7 +649,11 @@ def _insert_rows(
                 cursor.execute(_SELECT_CURRENT_ROW, [event.identity.hex()])
                 current = cursor.fetchone()
                 is_erased = current and current[1:] == ("{}", "")
-                if current and not is_erased and not json_equal(payload, current[1]):
+                if (
+                    current
+                    and not is_erased
+                    and not (event.device_id == current[2] and json_equal(payload, current[1]))
+                ):
                     cursor.execute(_SUPERSEDE_ROW, [xid, current[0]])
         cursor.executemany(
             _INSERT_ROW,
@@ -621,4 +677,7 @@ def _insert_rows(
                 for e, payload in texts
             ],
         )
-        return int(cursor.rowcount)
+        stored = int(cursor.rowcount)
+    if batch.is_shared and stored:
+        _set_other_conversations(channel_id, [event for event, _ in texts], str(xid))
+    return stored

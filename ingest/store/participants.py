@@ -9,17 +9,19 @@ from django.db import connection, transaction
 
 from ingest.db.clock import read_clock
 from ingest.events import Profile
-from ingest.privacy import consent, erasure
+from ingest.privacy import consent, erasure, phones
 from ingest.privacy.encryption import encrypt
 
 # A later consent replaces an earlier one; a missing field (NULL) changes nothing.
 _UPSERT = """
 INSERT INTO ingest_participant AS known
-    (channel_id, device_id, user_name, encrypted_phone, consent, consent_at, updated_at)
+    (channel_id, device_id, user_name, encrypted_phone, phone_digest, consent, consent_at,
+     updated_at)
 {rows}
 ON CONFLICT (channel_id, device_id) DO UPDATE SET
     user_name = CASE WHEN %s THEN excluded.user_name ELSE known.user_name END,
     encrypted_phone = CASE WHEN %s THEN excluded.encrypted_phone ELSE known.encrypted_phone END,
+    phone_digest = CASE WHEN %s THEN excluded.phone_digest ELSE known.phone_digest END,
     consent = CASE WHEN excluded.consent IS NOT NULL
         AND (known.consent_at IS NULL OR excluded.consent_at >= known.consent_at)
         THEN excluded.consent ELSE known.consent END,
@@ -28,10 +30,11 @@ ON CONFLICT (channel_id, device_id) DO UPDATE SET
         THEN excluded.consent_at ELSE known.consent_at END,
     updated_at = excluded.updated_at
 """
-_UPSERT_ONE = _UPSERT.format(rows="VALUES (%s, %s, %s, %s, %s, %s, %s)")
+_UPSERT_ONE = _UPSERT.format(rows="VALUES (%s, %s, %s, %s, %s, %s, %s, %s)")
 _UPSERT_ARRAYS = _UPSERT.format(
-    rows="SELECT %s, d, n, p, c, a, %s FROM unnest"
-    "(%s::text[], %s::text[], %s::bytea[], %s::boolean[], %s::timestamptz[]) AS u(d, n, p, c, a)"
+    rows="SELECT %s, d, n, p, h, c, a, %s FROM unnest"
+    "(%s::text[], %s::text[], %s::bytea[], %s::bigint[], %s::boolean[], %s::timestamptz[])"
+    " AS u(d, n, p, h, c, a)"
 )
 
 
@@ -45,22 +48,23 @@ def store_participants(
     Returns the profiles that it does not store: of persons who were erased and have not consented
     since.
     """
-    when = connection.ops.adapt_datetimefield_value
     encrypted_phones = {id(p): encrypt(p.phone.encode()) for p in profiles if p.phone}
+    digests = phones.hash_phones(channel_id, (p.phone for p in profiles if p.phone))
     with transaction.atomic():
         consent.lock_profiles_shared(channel_id)
         erased = erasure.find_erased(channel_id, profiles)
         erased_ids = set(map(id, erased))
         accepted = [p for p in profiles if id(p) not in erased_ids] if erased_ids else profiles
-        _upsert(channel_id, when(received_at), accepted, encrypted_phones)
+        _upsert(channel_id, received_at, accepted, encrypted_phones, digests)
     return erased
 
 
 def _upsert(
     channel_id: int,
-    received_at: Any,
+    received_at: datetime,
     profiles: Sequence[Profile],
     encrypted_phones: dict[int, bytes],
+    digests: dict[str, int],
 ) -> None:
     when = connection.ops.adapt_datetimefield_value
     profiles = sorted(profiles, key=lambda p: p.device_id)  # stable: the last profile stays last
@@ -75,21 +79,25 @@ def _upsert(
             p.device_id,
             p.user_name or "",
             encrypted_phones.get(id(p)),
+            digests.get(p.phone or ""),
             p.consent,
             when(consent_at) if p.consent is not None else None,
-            received_at,
+            when(received_at),
             p.user_name is not None,
+            p.phone is not None,
             p.phone is not None,
         )
         for p, consent_at in zip(profiles, consent_times, strict=True)
     ]
     if connection.vendor == "postgresql" and len({row[1] for row in rows}) == len(rows):
-        _upsert_arrays(channel_id, received_at, rows)
+        _upsert_arrays(channel_id, when(received_at), rows)
     else:  # of a device that comes twice, each profile counts in turn
         with connection.cursor() as cursor:
             cursor.executemany(_UPSERT_ONE, rows)
     if changes_consent:
-        consent.apply_changes(channel_id, before, consent.lock_participants(channel_id, devices))
+        after = consent.lock_participants(channel_id, devices)
+        consent.apply_changes(channel_id, before, after)
+        consent.keep_earlier(channel_id, before, after, received_at)
 
 
 def _date_consents(
@@ -114,10 +122,10 @@ def _date_consents(
 
 def _upsert_arrays(channel_id: int, received_at: Any, rows: Sequence[tuple[Any, ...]]) -> None:
     """Upserts rows of different devices, in a statement for each set of fields that was sent."""
-    by_fields: dict[tuple[bool, bool], list[tuple[Any, ...]]] = {}
+    by_fields: dict[tuple[bool, ...], list[tuple[Any, ...]]] = {}
     for row in rows:
-        by_fields.setdefault(row[7:], []).append(row)
+        by_fields.setdefault(row[8:], []).append(row)
     with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
         for fields, group in sorted(by_fields.items()):
-            arrays = [list(column) for column in zip(*(row[1:6] for row in group), strict=True)]
+            arrays = [list(column) for column in zip(*(row[1:7] for row in group), strict=True)]
             cursor.execute(_UPSERT_ARRAYS, [channel_id, received_at, *arrays, *fields])

@@ -6,7 +6,7 @@ sample of each day, and the others are counted.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
@@ -60,14 +60,18 @@ def store_rejections(
 ) -> None:
     """Inserts rejections in one statement, in a transaction of its own where none is open.
 
-    Equal texts are stored once. Texts beyond the bounds of a batch are counted in one more row.
+    Equal texts are one row, which counts how often they came. Texts beyond the bounds of a batch
+    are counted in one more row.
     """
     if not rejections:
         return
     day = received_at.astimezone(UTC).date()
     was_full = bool(fetch_all(_SELECT_FULL_DAY, [channel_id, day]))
     max_texts = MAX_SAMPLE_TEXTS if was_full else MAX_BATCH_TEXTS
-    rows = {row.digest: row for row in _build_rows(channel_id, source, rejections, max_texts)}
+    rows: dict[str, _Row] = {}
+    for row in _build_rows(channel_id, source, rejections, max_texts):
+        same = rows.get(row.digest)
+        rows[row.digest] = replace(same, count=same.count + 1) if same else row
     in_order = [rows[digest] for digest in sorted(rows)]  # so that no two batches block each other
     insert = _insert_arrays if connection.vendor == "postgresql" else _insert_rows
     row_count, byte_count = insert(
@@ -77,6 +81,7 @@ def store_rejections(
             "source": source,
             "received_at": received_at,
             "day": day,
+            "day_start": datetime.combine(day, time.min, UTC),
         },
         in_order,
     )
@@ -163,32 +168,47 @@ ON CONFLICT (channel_id, day) DO UPDATE SET
     byte_count = ingest_rejectedday.byte_count + excluded.byte_count
 RETURNING row_count, byte_count
 """
+# A row that came on an earlier day, or was replayed, begins anew: as one that is new today.
+_BEGINS_ANEW = "(kept.received_at < {day_start} OR kept.replayed_at IS NOT NULL)"
+_COUNT_REPEAT = f"""
+ON CONFLICT (channel_id, source, digest) DO UPDATE SET
+    count = CASE WHEN {_BEGINS_ANEW} THEN excluded.count
+        ELSE {{least}}(kept.count + CAST(excluded.count AS bigint), 2147483647) END,
+    received_at = CASE WHEN {_BEGINS_ANEW} THEN excluded.received_at ELSE kept.received_at END,
+    repeated_at = CASE WHEN {_BEGINS_ANEW} THEN NULL
+        ELSE {{greatest}}(coalesce(kept.repeated_at, kept.received_at), excluded.received_at) END,
+    replayed_at = NULL
+"""
+_COUNT_REPEAT_ON_POSTGRESQL = _COUNT_REPEAT.format(
+    least="least", greatest="greatest", day_start="%(day_start)s"
+)
 _INSERT_BATCH = f"""
 WITH stored AS (
-    INSERT INTO ingest_rejectedevent ({_COLUMNS})
+    INSERT INTO ingest_rejectedevent AS kept ({_COLUMNS})
     SELECT %(channel)s, %(application)s, %(source)s, %(received_at)s,
            position, reason, detail, digest, size, count, body, is_indexed
     FROM unnest(%(position)b, %(reason)b, %(detail)b, %(digest)b, %(size)b, %(count)b, %(body)b,
                 %(is_indexed)b)
          AS new(position, reason, detail, digest, size, count, body, is_indexed)
     ORDER BY digest
-    ON CONFLICT (channel_id, source, digest) DO NOTHING
-    RETURNING id, digest, size
+    {_COUNT_REPEAT_ON_POSTGRESQL}
+    RETURNING id, digest, size, repeated_at
 ), words AS (
     INSERT INTO ingest_rejectedword (digest, rejected_event_id)
     SELECT word, stored.id
     FROM unnest(%(word)b, %(word_digest)b) AS new(word, digest) JOIN stored USING (digest)
+    WHERE stored.repeated_at IS NULL
     ON CONFLICT DO NOTHING
 )
 INSERT INTO ingest_rejectedday (channel_id, day, row_count, byte_count)
 SELECT %(channel)s, %(day)s, count(*), coalesce(sum(least(size, {MAX_STORED_BYTES})), 0)
-FROM stored HAVING count(*) > 0
+FROM stored WHERE repeated_at IS NULL HAVING count(*) > 0
 {_ADD_TO_DAY}
 """  # noqa: S608
 _INSERT_ROW = f"""
-INSERT INTO ingest_rejectedevent ({_COLUMNS})
+INSERT INTO ingest_rejectedevent AS kept ({_COLUMNS})
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT (channel_id, source, digest) DO NOTHING RETURNING id
+{_COUNT_REPEAT.format(least="min", greatest="max", day_start="%s")} RETURNING id, repeated_at
 """  # noqa: S608
 _INSERT_WORD = (
     "INSERT OR IGNORE INTO ingest_rejectedword (digest, rejected_event_id) VALUES (%s, %s)"
@@ -222,6 +242,10 @@ def _insert_arrays(common: dict[str, Any], rows: Sequence[_Row]) -> tuple[int, i
 def _insert_rows(common: dict[str, Any], rows: Sequence[_Row]) -> tuple[int, int]:
     """Does and returns the same on SQLite."""
     row_count = byte_count = 0
+    received_at, day_start = (
+        connection.ops.adapt_datetimefield_value(common[name])
+        for name in ("received_at", "day_start")
+    )
     with transaction.atomic(), connection.cursor() as cursor:
         for row in rows:
             cursor.execute(
@@ -230,7 +254,7 @@ def _insert_rows(common: dict[str, Any], rows: Sequence[_Row]) -> tuple[int, int
                     common["channel"],
                     common["application"],
                     common["source"],
-                    connection.ops.adapt_datetimefield_value(common["received_at"]),
+                    received_at,
                     row.position,
                     row.reason,
                     row.detail,
@@ -239,12 +263,14 @@ def _insert_rows(common: dict[str, Any], rows: Sequence[_Row]) -> tuple[int, int
                     row.count,
                     row.encrypted_body,
                     row.is_indexed,
+                    *[day_start] * 3,
                 ],
             )
-            if inserted := cursor.fetchone():
+            pk, repeated_at = cursor.fetchone()
+            if repeated_at is None:
                 row_count += 1
                 byte_count += min(row.size, MAX_STORED_BYTES)
-                cursor.executemany(_INSERT_WORD, [(word, inserted[0]) for word in row.words])
+                cursor.executemany(_INSERT_WORD, [(word, pk) for word in row.words])
         if not row_count:
             return 0, 0
         cursor.execute(
@@ -269,7 +295,9 @@ def _sample_out(channel_id: int, day: date) -> None:
         stored = of_day.aggregate(rows=Count("pk"), bytes=Sum(stored_bytes, default=0))
         excess_rows = stored["rows"] - MAX_DAY_ROWS * 9 // 10
         excess_bytes = stored["bytes"] - MAX_DAY_BYTES * 9 // 10
-        oldest = of_day.order_by("received_at", "pk").values_list("pk", stored_bytes, "count")
+        # a batch that counts a repeat holds its row, and waits for the day: it keeps the row
+        free = of_day.select_for_update(skip_locked=True)
+        oldest = free.order_by("received_at", "pk").values_list("pk", stored_bytes, "count")
         ids: list[int] = []
         sampled_out = 0
         for pk, byte_count, count in oldest.iterator(chunk_size=1000):

@@ -1,6 +1,6 @@
-"""Replays rejected events after a fix."""
+"""Replays rejected events after a fix, takes a mended one, and dismisses others."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -15,7 +15,7 @@ from ingest.db.clock import read_clock
 from ingest.events import Batch, Call, Event, Rejection, RequestError
 from ingest.models import RejectedEvent, StoredEvent
 from ingest.privacy.encryption import decrypt
-from ingest.store import batches
+from ingest.store import batches, resolve
 from ingest.store.rejections import NOT_KEPT
 
 
@@ -68,27 +68,73 @@ def replay(rejected_events: Iterable[RejectedEvent]) -> ReplayCounts:
 
 def _replay_one(rejected: RejectedEvent, raw: bytes) -> list[Rejection]:
     """Returns the rejections that remain; empty if it was stored."""
+    try:
+        batch = _parse(rejected, raw)
+    except RequestError as error:
+        return [Rejection(0, error.reason, error.detail, raw)]
+    return list(batches.append_batch(rejected.channel_id, batch).rejections)
+
+
+def _parse(rejected: RejectedEvent, raw: bytes) -> Batch:
     call = Call(
         channel=rejected.channel.identifier,
         received_at=rejected.received_at,
         application=rejected.application.identifier if rejected.application else "",
         application_id=rejected.application_id,
     )
+    batch = ADAPTERS[rejected.source].parse(raw, call)
+    return structs.replace(batch, events=_drop_outdated(batch)) if batch.last_wins else batch
+
+
+def resend(rejected: RejectedEvent, raw: bytes) -> list[Rejection]:
+    """Stores a mended text in place of a rejected event, as if it had come then.
+
+    Returns the rejections that remain. Where there is one, nothing is stored.
+    """
     try:
-        batch = ADAPTERS[rejected.source].parse(raw, call)
+        batch = _parse(rejected, raw)
     except RequestError as error:
         return [Rejection(0, error.reason, error.detail, raw)]
-    if batch.last_wins:
-        batch = structs.replace(batch, events=_drop_outdated(batch))
-    return list(batches.append_batch(rejected.channel_id, batch).rejections)
+    if batch.rejections:
+        return list(batch.rejections)
+    if not batch.events and not batch.profiles:
+        return [Rejection(0, "empty", "There is no event in it.", raw)]
+    with transaction.atomic():
+        rejections = list(batches.append_batch(rejected.channel_id, batch).rejections)
+        if not rejections:
+            RejectedEvent.objects.filter(pk=rejected.pk).update(replayed_at=read_clock())
+            audit.record(
+                "rejected_event.replayed",
+                channel=rejected.channel.identifier,
+                subject=str(rejected.pk),
+                source=rejected.source,
+                edited=True,
+            )
+    return rejections
+
+
+def dismiss(rejected_events: Sequence[RejectedEvent], channel: str) -> int:
+    """Deletes rejected events of a channel for good. Returns how many."""
+    with transaction.atomic():
+        pks = [each.pk for each in rejected_events]
+        RejectedEvent.objects.filter(pk__in=pks).delete()
+        if pks:
+            audit.record(
+                "rejected_event.dismissed",
+                channel=channel,
+                subject=str(pks[0]) if len(pks) == 1 else rejected_events[0].reason,
+                events=sum(each.count for each in rejected_events),
+            )
+    return len(pks)
 
 
 def _drop_outdated(batch: Batch) -> list[Event]:
     """Returns the events without those that have a later version meanwhile."""
+    events = resolve.resolve_events(batch.application_id, batch.events)
     newer = StoredEvent.objects.filter(
-        identity__in=[UUID(bytes=event.identity) for event in batch.events],
+        identity__in=[UUID(bytes=event.identity) for event in events],
         superseded_xid__isnull=True,
         received_at__gt=batch.received_at,
     )
     outdated = {identity.bytes for identity in newer.values_list("identity", flat=True)}
-    return [event for event in batch.events if event.identity not in outdated]
+    return [event for event in events if event.identity not in outdated]

@@ -26,8 +26,9 @@ class ErasureCertificate(Body):
     finishedAt = epoch_ms("When all was erased; null before", allow_null=True)
     erased = free_object("The number of rows of each kind.")
     searched = free_object(
-        "How many exports' `files` and how many rejected events were searched, `decrypted` for it,"
-        " and `unreadable` because their key is lost. All else is found by its device id."
+        "How many exports' `files`, files of the `archive` and rejected events were searched,"
+        " `decrypted` for it, and `unreadable` because their key is lost. All else is found by its"
+        " device id."
     )
 
 
@@ -45,7 +46,7 @@ class ParticipantView(APIView):
         `finishedAt` is set. 200 means that there is nothing of the person, and no certificate is
         kept. Needs `erase`.
         """
-        row = erasure.start_erasure(self._resolve_channel(request, identifier), identifier)
+        row = erasure.start_erasures(self._resolve_channel(request, identifier), identifier)[0]
         return _respond(row, 202 if row.finished_at is None else 200)
 
     @extend_schema("readErasure", ErasureCertificate, 404)

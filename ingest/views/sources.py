@@ -8,7 +8,7 @@ from functools import cache
 from importlib import import_module
 from typing import cast
 
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.views.decorators.csrf import csrf_exempt
 
 from ingest import logs
@@ -80,15 +80,15 @@ def dispatch_by_method(**views: View) -> View:
     return dispatch
 
 
-def dispatch_by_accept(route: str) -> View:
-    """The sources' view at an address that has no other: calls with another `Accept` find none."""
+def dispatch_by_accept(route: str, other_view: View) -> View:
+    """The sources' view at an address, and the other one for calls with another `Accept`."""
     views = shared_views(route)
 
     @csrf_exempt
     def dispatch(request: HttpRequest) -> HttpResponse:
         method = request.method or ""
         if find_endpoint(method, request.path, request.headers.get("Accept", "")) is None:
-            raise Http404
+            return other_view(request)
         return views[method](request)
 
     dispatch.views = views  # type: ignore[attr-defined] # for the OpenAPI document

@@ -165,7 +165,7 @@ def test_channel_asks_for_second_factor(asha: User):
     channel.save()
 
     assert client.get(f"{CHANNEL}/keys")["Location"] == reverse("mfa_index")
-    assert "ORG_001 open once you have" in client.get("/console/").content.decode()
+    assert "once you have a second factor: ORG_001" in client.get("/console/").content.decode()
     assert client.get("/admin/ingest/apikey/").status_code == 403
     assert roles.permitted_channels(asha) == {}
     assert client.get("/console/ORG_002/keys").status_code == 404  # where asha has no role
@@ -294,6 +294,10 @@ def test_change_needs_confirmation(asha: User, later: Any, change: Any, model: A
     [
         "keys",
         "keys/12345678/revoke",
+        "keys/12345678/rotate",
+        "team",
+        "team/1",
+        "team/chat",
         "destinations/new",
         "destinations/one/lake/pause",
         "destinations/one/lake/delete",

@@ -11,11 +11,19 @@ from django.test import Client
 from django.utils import timezone
 
 from exhaust.feed import cursor
-from exhaust.models import Job
+from exhaust.models import Delivery, Job
 from ingest import audit
 from ingest.auth import keys
 from ingest.auth.roles import PERMISSIONS
-from ingest.models import ApiKey, Conversation, RejectedEvent, Role, StoredEvent
+from ingest.models import (
+    ApiKey,
+    Conversation,
+    Erasure,
+    Participant,
+    RejectedEvent,
+    Role,
+    StoredEvent,
+)
 from ingest.store.replay import ReplayCounts
 from tests.authorization.world import OTHER, OWN, TWIN, Names, Tenant, make_tenant, rows_of
 
@@ -66,7 +74,9 @@ PAGES = [
     "schedules", "charts", "conversations", f"exports?tag={OTHER.tag}",
     f"conversations/one?id={OWN.conversation}", "participants", f"participants?device={OWN.device}",
     "rejected", "destinations", f"destinations/one/{OWN.destination}",
-    f"destinations/one/{OWN.destination}/edit", "keys", "audit",
+    f"destinations/one/{OWN.destination}/edit", "keys", "audit", "", "events",
+    "events?source=telemetry", f"events?device={OWN.device}", "participants/erase",
+    f"schedules/one/{OWN.schedule}", f"schedules/one/{OWN.schedule}/edit", "rejected/download",
 ]  # fmt: skip
 
 
@@ -91,7 +101,7 @@ def test_other_channels_change_no_page(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["exports", "schedules", "conversations", "destinations", "keys", "audit"]
+    "path", ["exports", "schedules", "conversations", "destinations", "keys", "audit", "events"]
 )
 def test_page_shows_its_own_rows(path: str) -> None:
     """Else nothing was compared."""
@@ -103,9 +113,15 @@ def test_page_shows_its_own_rows(path: str) -> None:
 def list_things(names: Names, place: Tenant | None) -> dict[str, tuple[str, dict[str, Any]]]:
     """Returns the tried calls by name: address and form."""
     job = f"exports/{names.tag}/{names.request_id}"
-    rejected = RejectedEvent.objects.filter(channel=place.channel).first() if place else None
+    rejected, event, person, erased = (
+        model.objects.filter(channel=place.channel).first() if place else None
+        for model in (RejectedEvent, StoredEvent, Participant, Erasure)
+    )
+    rows = Delivery.objects.filter(destination__name=names.destination)
+    delivery = rows.filter(channel=place.channel).first() if place else None
+    number = lambda row: row.pk if row else 999_999  # noqa: E731
     key = ApiKey.objects.filter(channels=place.channel).first() if place else None
-    pk = rejected.pk if rejected else 999_999
+    pk = number(rejected)
     return {
         "job": (job, {}),
         "cancel": (f"{job}/cancel", {"post": "yes"}),
@@ -115,6 +131,15 @@ def list_things(names: Names, place: Tenant | None) -> dict[str, tuple[str, dict
         "revoke link": (f"{job}/files/1/revoke", {"post": "yes"}),
         "schedule": (f"schedules/one/{names.schedule}", {}),
         "pause": (f"schedules/one/{names.schedule}/pause", {"post": "yes"}),
+        "schedule edited": (f"schedules/one/{names.schedule}/edit", {}),
+        "run": (f"schedules/one/{names.schedule}/run", {"post": "yes"}),
+        "event": (f"events/{number(event)}", {}),
+        "participant": (f"participants/{number(person)}", {}),
+        "erasure": (f"participants/erasures/{number(erased)}", {}),
+        "delivery": (
+            f"destinations/one/{names.destination}/deliveries/{number(delivery)}",
+            {},
+        ),
         "delete": (f"schedules/one/{names.schedule}/delete", {"post": "yes"}),
         "conversation": (f"conversations/one?id={names.conversation}", {}),
         "rejected": (f"rejected/{pk}", {}),
@@ -196,8 +221,9 @@ def test_other_channels_cursor_is_rejected(page: str, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(cursor, "decode", record_decoded)
     client = sign_in_person(own)
+    position = ["2022-01-01T00:00:00+00:00", 1] if page == "audit" else [1]
     for world in (other, own):
-        text = cursor.encode([1], query_of(world))
+        text = cursor.encode(position, query_of(world))
         assert client.get(page_path(f"{page}?cursor={text}")).status_code == 200
 
-    assert decoded == [[1]]
+    assert decoded == [position]

@@ -71,6 +71,7 @@ SCOPE = {
     "dataset/v1/destination/<name>/deadletters": "pull",
     "export/sample": "pull",
     "export/mapping": "pull",
+    "export/datasets/<name>": "dataset",
     "dataset/v1/download/<token>": "link",
     "dataset/v1/download/<token>/<name>": "link",
     "export/events": "pull",  # an ingest endpoint by PUT and POST
@@ -84,7 +85,13 @@ SCOPE = {
     "export/users": "export:private",
     "export/users/<identifier>": "export:private",
     "dataset/v1/audit": "audit",
+    "account": "none",
+    "admin": "none",
+    "console": "none",
+    "docs": "none",
     "docs/": "none",
+    "docs/try": "none",
+    "docs/postman.json": "none",
     "docs/openapi.json": "none",
     "docs/openapi.yaml": "none",
     "metrics": "none",
@@ -175,7 +182,13 @@ def callers(own: Tenant, other: Tenant, twin: Tenant) -> list[Caller]:
 def fill_template(template: str, names: Names, token: str) -> str:
     values = {
         "tag": names.tag,
-        "name": names.destination if "/destination/" in template else names.schedule,
+        "name": (
+            f"own-{names.letters}"
+            if "/datasets/" in template
+            else names.destination
+            if "/destination/" in template
+            else names.schedule
+        ),
         "index": names.tag,
         "token": token,
         "identifier": names.session,

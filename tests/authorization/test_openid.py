@@ -1,73 +1,40 @@
 """Sign-in by an organisation's OpenID Connect provider, which is made up here."""
 
 import json
-from time import time
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import jwt
 import pytest
 import responses
 from allauth.mfa.models import Authenticator
-from cryptography.hazmat.primitives.asymmetric import rsa
 from django.contrib.auth.models import Group, User
 from django.test import Client
 from django.urls import reverse
 
 from ingest.auth import failures
 from ingest.models import AuditEvent, AuthFailureCount
+from tests.openid_provider import Provider
 
 pytestmark = pytest.mark.django_db
 ISSUER = "https://login.example.org"
-CLIENT_ID = "exhaust"
 START = "/account/oidc/organisation/login/?process=login"
-
-
-class Provider:
-    """Answers as a provider does. `claims` are those of the person who signs in there."""
-
-    def __init__(self, mock: responses.RequestsMock) -> None:
-        self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        self.claims: dict[str, Any] = {
-            "sub": "4711", "email": "asha@example.org", "email_verified": True,
-        }  # fmt: skip
-        self.token_claims: dict[str, Any] = {}
-        self.asked: list[dict[str, list[str]]] = []
-        endpoints = {name: f"{ISSUER}/{name}" for name in ("authorize", "token", "userinfo")}
-        mock.get(
-            f"{ISSUER}/.well-known/openid-configuration",
-            json={
-                "issuer": ISSUER,
-                "authorization_endpoint": endpoints["authorize"],
-                "token_endpoint": endpoints["token"],
-                "userinfo_endpoint": endpoints["userinfo"],
-                "jwks_uri": f"{ISSUER}/keys",
-            },
-        )
-        mock.add_callback("POST", endpoints["token"], self.give_token)
-        mock.add_callback("GET", endpoints["userinfo"], self.give_claims)
-
-    def give_token(self, request: Any) -> tuple[int, dict[str, str], str]:
-        self.asked.append(parse_qs(request.body))
-        now = int(time())
-        claims = {"iss": ISSUER, "aud": CLIENT_ID, "iat": now, "exp": now + 60, **self.claims}
-        token = jwt.encode(claims | self.token_claims, self.key, "RS256", {"kid": "one"})
-        answer = {"access_token": "opaque", "token_type": "Bearer", "id_token": token}
-        return 200, {"Content-Type": "application/json"}, json.dumps(answer)
-
-    def give_claims(self, _: Any) -> tuple[int, dict[str, str], str]:
-        return 200, {"Content-Type": "application/json"}, json.dumps(self.claims)
 
 
 @pytest.fixture
 def provider(settings: Any) -> Any:
-    app = {"provider_id": "organisation", "name": "Example", "client_id": CLIENT_ID,
-           "secret": "hush", "settings": {"server_url": ISSUER}}  # fmt: skip
-    settings.SOCIALACCOUNT_PROVIDERS = {
-        "openid_connect": {"OAUTH_PKCE_ENABLED": True, "APPS": [app]}
-    }
+    made_up = Provider(ISSUER)
+    settings.SOCIALACCOUNT_PROVIDERS = made_up.settings
+
+    def answer(request: Any) -> tuple[int, dict[str, str], str]:
+        is_token = request.url == f"{ISSUER}/token"
+        document = made_up.give_token(request.body) if is_token else made_up.claims
+        return 200, {"Content-Type": "application/json"}, json.dumps(document)
+
     with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
-        yield Provider(mock)
+        mock.get(f"{ISSUER}/.well-known/openid-configuration", json=made_up.describe())
+        mock.add_callback("POST", f"{ISSUER}/token", answer)
+        mock.add_callback("GET", f"{ISSUER}/userinfo", answer)
+        yield made_up
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from django.contrib.auth.models import User
 from django.utils import timezone
 
 from exhaust.feed import cursor, pages
@@ -18,12 +19,17 @@ from exhaust.files import links, storage
 from exhaust.models import (
     Callback,
     CallbackSecret,
+    ChatWebhook,
     DeadLetter,
     Delivery,
     Destination,
     File,
     Job,
     Link,
+    Notice,
+    NoticeChoice,
+    OwnDataset,
+    SavedView,
     Schedule,
     Transition,
 )
@@ -196,6 +202,8 @@ def make_tenant(names: Names) -> Tenant:
     )
     token = _submit_job(names, channel)
     _make_destination(names, channel)
+    _define_dataset(names, channel)
+    _save_view(names, channel)
     cursors = {
         resource: cursor.encode(
             [1, 1], pages.query_fingerprint(pages.FeedQuery(channel.pk, resource))
@@ -275,7 +283,25 @@ def _submit_job(names: Names, channel: Channel) -> str:
         channel=channel, subject=names.secret.ljust(64, "0"), requested_at=timezone.now()
     )
     CallbackSecret.objects.create(channel=channel, encrypted_secret=encrypt(names.secret.encode()))
+    user = User.objects.create(username=names.secret)
+    NoticeChoice.objects.create(channel=channel, user=user)
+    Notice.objects.create(channel=channel, kind="export_failed", key=names.secret, user=user)
+    ChatWebhook.objects.create(channel=channel, encrypted_url=encrypt(names.secret.encode()))
     return token
+
+
+def _save_view(names: Names, channel: Channel) -> None:
+    user = User.objects.create_user(f"viewer-{names.letters}")
+    SavedView.objects.create(user=user, channel=channel, name=names.secret, query="text=a")
+
+
+def _define_dataset(names: Names, channel: Channel) -> None:
+    definition = {
+        "name": f"own-{names.letters}",
+        "title": f"{names.secret} dataset",
+        "columns": [{"header": f"{names.secret} column", "path": "type"}],
+    }
+    OwnDataset.objects.create(channel=channel, name=definition["name"], definition=definition)
 
 
 def _make_destination(names: Names, channel: Channel) -> None:
@@ -324,6 +350,11 @@ OWNED: tuple[tuple[Any, str], ...] = (
     (Link, "file__job__channel__identifier"),
     (Schedule, "channel__identifier"),
     (CallbackSecret, "channel__identifier"),
+    (OwnDataset, "channel__identifier"),
+    (ChatWebhook, "channel__identifier"),
+    (Notice, "channel__identifier"),
+    (NoticeChoice, "channel__identifier"),
+    (SavedView, "channel__identifier"),
     (Destination, "channel__identifier"),
     (Delivery, "channel__identifier"),
     (DeadLetter, "destination__channel__identifier"),

@@ -99,7 +99,7 @@ def test_retry_runs_failed_jobs_again(signed_in: Any, live_server: Any) -> None:
     page.select_option("select[name=action]", "retry")
     page.click("button[name=index]")
 
-    assert "1 jobs will run again." in page.inner_text(".messagelist")
+    assert "1 job will run again." in page.inner_text(".messagelist")
     job = Job.objects.get()
     assert (job.status, job.attempt, job.uncounted_attempts) == ("SUBMITTED", 3, 3)
 
@@ -118,8 +118,8 @@ def test_cancel_shows_history(signed_in: Any, live_server: Any) -> None:
 
     # then one was sent, and its outcome can be read
     html = page.inner_text(".messagelist")
-    assert "1 jobs are cancelled." in html
-    assert "1 were left alone: they are ended already." in html
+    assert "1 job is cancelled." in html
+    assert "1 was left alone: it ended already." in html
     page.goto(f"{live_server.url}/admin/exhaust/job/{job.pk}/change/")
     history = page.inner_text("#transitions-group")
     assert "Cancelled by" in history
@@ -139,7 +139,7 @@ def test_full_queue_is_a_form_error(signed_in: Any, live_server: Any, settings: 
     page.fill("#id_last_day", "2026-01-03")
     page.fill("#id_tag", "one-more")
     page.click("input[name=_save]")
-    assert "1 requests waiting" in page.inner_text(".messagelist")
+    assert "1 request waiting" in page.inner_text(".messagelist")
     assert not Job.objects.filter(tag="one-more").exists()
 
 

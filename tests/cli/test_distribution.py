@@ -14,7 +14,7 @@ def read_project(folder: str) -> dict[str, Any]:
 def test_dependencies_are_the_servers():
     server, cli = read_project("."), read_project("exhaust/cli")
     assert set(cli["project"]["dependencies"]) <= set(server["project"]["dependencies"])
-    assert cli["project"]["scripts"] == server["project"]["scripts"]
+    assert set(cli["project"]["scripts"]) == set(server["project"]["scripts"])
     assert cli["project"]["requires-python"] == server["project"]["requires-python"]
 
 

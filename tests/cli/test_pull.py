@@ -42,6 +42,17 @@ def test_next_pull_continues(command: Command, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["cursor"]
 
 
+def test_pull_goes_on_after_empty_page(command: Command):
+    def sparse(request: Request) -> Answer:
+        page = int(request.path.rpartition("cursor=")[2]) if "cursor=" in request.path else 0
+        body = json.dumps({"items": [{"id": 9}] * (page == 2), "nextCursor": str(page + 1)})
+        return Answer(body=body.encode(), headers={"X-Feed-End": str(page == 3).lower()})
+
+    with serving(sparse) as stub:
+        completed = command(stub.url, "pull", "events", "--event", "RARE")
+    assert (completed.code, ids(completed.out), len(stub.requests)) == (0, [9], 4)
+
+
 def test_pull_query(command: Command):
     options = ("--start", "2022-04-01", "--end", "1648785600", "--event", "A", "--event", "B")
     with serving(lambda _: Answer(body=b'{"items":[],"nextCursor":"c"}')) as stub:
@@ -49,6 +60,16 @@ def test_pull_query(command: Command):
     assert stub.requests[0].path == (
         "/export/events?pageSize=7&events=A&events=B&start=1648771200000&end=1648785600"
     )
+
+
+def test_pull_of_own_dataset(command: Command):
+    page = Answer(body=b'{"items":[{"A": 1}],"nextCursor":"c"}', headers={"X-Feed-End": "true"})
+    with serving(lambda _: page) as stub:
+        pulled = command(stub.url, "pull", "datasets/scores", "--application", "shop")
+    assert stub.requests[0].path == "/export/datasets/scores?pageSize=1000&application=shop"
+    assert (pulled.code, pulled.out) == (0, '{"A": 1}\n')
+    refused = command(stub.url, "pull", "datasets/../events")
+    assert (refused.code, "Invalid value for 'RESOURCE'" in refused.err) == (2, True)
 
 
 def test_failure_keeps_cursor(command: Command, tmp_path: Path):

@@ -27,6 +27,8 @@ DAYS = ("--from", "2022-04-01", "--to", "2022-04-30")
 def test_submit_prints_only_request_id(command: Command):
     arguments = ("submit", "events-exhaust", *DAYS)
     more = ("--tag", "april", "--format", "jsonl", "--since", "AAA", "--type", "A", "--type", "B")
+    more += ("--columns", 'Device ID, "Eof, last",Timestamp', "--timestamps", "local")
+    more += ("--rows", "participant", "--answers", "all", "--by", "day")
     with serving(lambda _: enveloped(job(status="SUBMITTED"))) as stub:
         completed = command(stub.url, *arguments, *more, "--nightly")
     assert (completed.code, completed.out) == (0, "ABC\n")
@@ -35,10 +37,47 @@ def test_submit_prints_only_request_id(command: Command):
         "dataset": "events-exhaust",
         "datasetConfig": {
             "startDate": "2022-04-01", "endDate": "2022-04-30", "types": ["A", "B"], "since": "AAA",
+            "columns": ["Device ID", "Eof, last", "Timestamp"], "timestamps": "local",
+            "rows": "participant", "answers": "all", "by": "day",
         },
         "outputFormat": "jsonl",
         "priority": "nightly",
     }  # fmt: skip
+
+
+def test_submit_sends_time_and_priority(command: Command):
+    arguments = ("submit", "uci-private-exhaust", "--conversation", "bot-1", "--priority", "low")
+    with serving(lambda _: enveloped(job())) as stub:
+        command(stub.url, *arguments, "--not-before", "2026-04-01T02:00", "--force-new")
+    request = json.loads(stub.requests[0].body)["request"]
+    assert request["datasetConfig"] == {"conversationId": "bot-1"}
+    assert (request["priority"], request["notBefore"], request["forceNew"]) == (
+        "low", "2026-04-01T02:00", True,
+    )  # fmt: skip
+
+
+def test_submit_takes_one_priority(command: Command):
+    with serving(lambda _: enveloped(job())) as stub:
+        ended = command(stub.url, "submit", "events-exhaust", "--nightly", "--priority", "low")
+        same = command(stub.url, "submit", "events-exhaust", "--nightly", "--priority", "nightly")
+    assert (ended.code, same.code, len(stub.requests)) == (2, 0, 1)
+    assert "Give --nightly or --priority low" in ended.err
+
+
+def test_submit_shows_warnings_and_existing(command: Command):
+    more = {"warnings": ["request.x\x1b: Unknown"], "existing": True, "asOf": 1648785600123}
+    with serving(lambda _: enveloped(job(**more, newRows=1200))) as stub:
+        completed = command(stub.url, "submit", "events-exhaust", *DAYS)
+    assert completed.out == "ABC\n"
+    assert "Warning: request.x" in completed.err
+    assert "\x1b" not in completed.err
+    assert "the events until 2022-04-01T04:00:00Z; 1,200 rows arrived since" in completed.err
+
+
+def test_forced_submit_is_sent_once(command: Command):
+    with serving(lambda _: Answer(503)) as stub:
+        command(stub.url, "submit", "events-exhaust", *DAYS, "--force-new")
+    assert len(stub.requests) == 1
 
 
 @pytest.mark.parametrize(("status", "code"), [("SUCCESS", 0), ("FAILED", 1)])
@@ -194,3 +233,15 @@ def test_terminal_shows_progress_bar():
     assert "503" in text  # a note above the bar
     assert "100 %" in text
     assert piped == "ABC  SUCCESS     events-exhaust  2022-04-01T04:00:00Z  3 rows\n"
+
+
+def test_delivery_is_asked_for_and_shown(command: Command):
+    delivery = {
+        "destination": "lake", "status": "failing", "files": 0, "path": "a/b.csv", "attempts": 1,
+        "error": "The server is full.",
+    }  # fmt: skip
+    with serving(lambda _: enveloped(job(delivery=delivery))) as stub:
+        command(stub.url, "submit", "events-exhaust", *DAYS, "--deliver-to", "lake")
+        completed = command(stub.url, "status", "april", "ABC")
+    assert json.loads(stub.requests[0].body)["request"]["deliverTo"] == "lake"
+    assert "lake: failing a/b.csv The server is full." in completed.out

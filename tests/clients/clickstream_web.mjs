@@ -89,8 +89,9 @@ let quiet = 0;
 for (let waited = 0; quiet < 8 && waited < 200; waited += 1) {
   const before = calls.length;
   await pause(100);
-  const busy = calls.length > before || queue("eventsKey") || calls.some((call) => !call.status);
-  quiet = busy && !asked.refused ? 0 : quiet + 1;
+  const waits = calls.some((call) => !call.status);
+  const busy = calls.length > before || queue("eventsKey");
+  quiet = waits || (busy && !asked.refused) ? 0 : quiet + 1; // what is refused stays in the queue
 }
 process.stdout.write(
   JSON.stringify({ calls, waiting: queue("eventsKey"), failed: queue("failedEventsKey") }),

@@ -1,7 +1,6 @@
 """The real `@aws/clickstream-web`, in a jsdom page, against the service as it runs."""
 
 import json
-import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tests.clients import packages
 from tests.service import CHANNEL, HOST, Service
 
 pytestmark = pytest.mark.node
@@ -17,51 +17,13 @@ pytestmark = pytest.mark.node
 PACKAGES = ["@aws/clickstream-web@0.12.6", "jsdom@22.1.0"]
 DRIVER = Path(__file__).with_name("clickstream_web.mjs")
 PAGE = "https://shop.example"
-INSTALL = [
-    "npm", "install", "--no-save", "--no-package-lock", "--no-audit", "--no-fund",
-    "--ignore-scripts", "--loglevel=error",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def folder(pytestconfig: pytest.Config) -> Path:
     """The folder of the packages, fetched once."""
     assert pytestconfig.cache is not None
-    return install_sdk(pytestconfig.cache.mkdir("clients"))
-
-
-def install_sdk(clients: Path) -> Path:
-    if not shutil.which("node") or not shutil.which("npm"):
-        pytest.skip("needs Node.js and npm")
-    sdk_folder = clients / "clickstream_web"
-    marker = sdk_folder / "installed"
-    if marker.exists() and marker.read_text() == " ".join(PACKAGES):
-        return sdk_folder
-    _require_registry()
-    shutil.rmtree(sdk_folder, ignore_errors=True)
-    sdk_folder.mkdir(parents=True)
-    try:
-        installed = subprocess.run(
-            [*INSTALL, "--prefix", str(sdk_folder), *PACKAGES],
-            cwd=sdk_folder, capture_output=True, text=True, timeout=150, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        pytest.skip("needs the npm registry: no answer in 150 s")
-    if installed.returncode:
-        pytest.skip(f"needs the npm registry: {installed.stderr.strip()[-200:]}")
-    marker.write_text(" ".join(PACKAGES))
-    return sdk_folder
-
-
-def _require_registry() -> None:
-    """Skips if the registry does not answer soon: an install would try for minutes."""
-    command = ["npm", "view", PACKAGES[0], "version", "--fetch-retries=0", "--fetch-timeout=10000"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except subprocess.TimeoutExpired:
-        pytest.skip("needs the npm registry: no answer in 20 s")
-    if answer.returncode or "0.12.6" not in answer.stdout:
-        pytest.skip(f"needs the npm registry: {answer.stderr.strip()[-200:]}")
+    return packages.install_npm(pytestconfig.cache.mkdir("clients") / "clickstream_web", *PACKAGES)
 
 
 def run_page(folder: Path, service: Service, app: str, **options: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from openapi_python_client.cli import app
 from typer.testing import CliRunner
 
-from tests.service import HOST, Service
+from tests.service import HOST, Service, until
 
 CHANNEL = "WALKED"
 STARTED = 1648785600000
@@ -131,3 +131,36 @@ def test_client_reads_all_and_continues(
         fetched = fetch_by_id(item_ids[0], client=client)
         item = fetched.event if resource == "events" else fetched
         assert item.to_dict() == second[resource][0].to_dict()
+
+
+def test_client_submits_and_reads(
+    service: Service, client: Any, generated: str, send: Callable[[range], None]
+) -> None:
+    send(range(50, 52))
+    models = import_module(f"{generated}.models")
+    body = models.SubmitBody.from_dict(
+        {
+            "request": {
+                "dataset": "events-exhaust",
+                "tag": "generated",
+                "datasetConfig": {"startDate": "2022-04-01", "endDate": "2022-04-01"},
+            }
+        }
+    )
+
+    submitted = import_module(f"{generated}.api.request_datasets.submit_job").sync(
+        client=client, body=body
+    )
+
+    assert submitted.response_code == "OK", submitted.to_dict()
+    read_job = import_module(f"{generated}.api.request_datasets.read_job").sync
+
+    def fetch_ended() -> Any:
+        request_id = submitted.result.request_id
+        job = read_job("generated", client=client, request_id=request_id).result
+        return job if str(job.status) in {"SUCCESS", "FAILED"} else None
+
+    job = until(fetch_ended, "the export")
+    assert (str(job.status), len(job.download_urls)) == ("SUCCESS", 1)
+    path = job.download_urls[0].removeprefix(f"http://{HOST}:{service.port}")
+    assert b"d-50" in service.call("GET", path).body

@@ -8,9 +8,11 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from django.db import OperationalError
 from kombu import Connection, Producer
 
 from config.celery import app
+from exhaust import tasks
 from exhaust.jobs import wakeup
 
 
@@ -108,6 +110,26 @@ def test_drafts_of_killed_processes_are_deleted(tmp_path: Path, settings: Any) -
     # when / then
     wakeup.delete_drafts()
     assert {path.name for path in tmp_path.iterdir()} == {"1_a.nightly.msg", ".3_c.nightly.msg"}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("task", ["exhaust.push_documents", "exhaust.derive_sessions"])
+def test_schedule_sends_no_message_without_work(
+    enqueued: list[str], monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    scheduler = app.conf.beat_scheduler(app, lazy=True)
+    entry = scheduler.Entry(name="often", task=task, schedule=1.0, app=app)
+    scheduler.apply_entry(entry)
+    assert enqueued == []
+
+    # when / then: without an answer of the database there may be work
+    monkeypatch.setattr(tasks, "has_work", fail)
+    scheduler.apply_entry(entry)
+    assert enqueued == [task]
+
+
+def fail(task: str) -> bool:
+    raise OperationalError
 
 
 @pytest.mark.django_db(transaction=True)

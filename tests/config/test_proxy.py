@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from exhaust.processes import free_port
+from exhaust.processes import free_port, web_command
 from ingest.adapters import ADAPTERS
 from tests.service import HOST, ROOT, Service, until
 
@@ -236,6 +236,19 @@ def test_applications_have_an_identity(proxy: Proxy):
             proxy.call("POST", f"/hit?{name}=a-1", headers={}) for _ in range(ANONYMOUS_CALLS + 5)
         ]
         assert {call.status for call in calls} == {200}, name
+
+
+def test_flood_of_probes_is_limited(proxy: Proxy):
+    calls = [
+        proxy.call("GET", path, headers={}, source="127.0.1.9")
+        for path in ("/healthz", "/readyz")
+        for _ in range(ANONYMOUS_CALLS)
+    ]
+
+    statuses = [call.status for call in calls]
+    assert statuses[:ANONYMOUS_CALLS] == [200] * ANONYMOUS_CALLS
+    assert (statuses[-1], calls[-1].headers["retry-after"]) == (429, "10")
+    assert proxy.call("GET", "/readyz", headers={}, source="127.0.1.10").status == 200
 
 
 @pytest.mark.parametrize(
@@ -490,8 +503,7 @@ def test_tls_ends_at_the_proxy(tmp_path: Path):
 
 def test_real_services_behind_the_proxy(service: Service, tmp_path: Path):
     port = free_port()
-    granian = f"granian --interface wsgi config.wsgi:application --host {HOST} --port {port}"
-    web = service.start("wsgi", *granian.split(), "--http", "1", "--blocking-threads", "64")
+    web = service.start("second", *web_command(port, HOST, workers=1)[2:])
     collector = f"{HOST}:{service.port}"
     with running(tmp_path, COLLECTOR_ADDRESS=collector, WEB_ADDRESS=f"{HOST}:{port}") as proxy:
         sender = {"X-API-Key": service.keys["sender"], "Content-Type": "application/json"}

@@ -44,7 +44,12 @@ KNOWN = [
     "EXHAUST_REJECTED_RETENTION_DAYS",
     "EXHAUST_FILE_RETENTION_DAYS",
     "EXHAUST_JOB_RETENTION_DAYS",
+    "EXHAUST_ARCHIVE_URL",
+    "EXHAUST_ARCHIVE_AFTER_DAYS",
+    "EXHAUST_DAILY_HOUR",
+    "EXHAUST_DAILY_TIMEZONE",
     "EMAIL_URL",
+    "EXHAUST_ADMINISTRATOR",
     "EXHAUST_KEY_MAX_DAYS",
     "EXHAUST_OIDC_CLIENT_ID",
     "EXHAUST_OIDC_CLIENT_SECRET",
@@ -56,6 +61,7 @@ KNOWN = [
     "EXHAUST_WORKER_SHUTDOWN_SECONDS",
     "EXHAUST_FAILPOINTS",
     "EXHAUST_PUSH_ALLOWED_NETWORKS",
+    "EXHAUST_PUSH_SECONDS",
     "EXHAUST_DATABASE_POOL_SIZE",
     "EXHAUST_RATE_LIMIT_MULTIPLIER",
     "EXHAUST_LOG_LEVEL",
@@ -93,6 +99,25 @@ def failure(read: Any, **variables: str) -> str:
     with pytest.raises(SystemExit) as caught:
         read(**variables)
     return str(caught.value)
+
+
+def test_archive_outlives_its_hot_window(read: Any):
+    message = failure(
+        read,
+        EXHAUST_ARCHIVE_URL="archive",
+        EXHAUST_ARCHIVE_AFTER_DAYS="60",
+        EXHAUST_EVENT_RETENTION_DAYS="60",
+    )
+    assert message.startswith("EXHAUST_ARCHIVE_AFTER_DAYS: ")
+    assert read(EXHAUST_ARCHIVE_AFTER_DAYS="60", EXHAUST_EVENT_RETENTION_DAYS="60")
+
+
+def test_archive_alone_may_be_in_a_bucket(read: Any):
+    settings = read(
+        EXHAUST_ARCHIVE_URL="s3://past/events/", S3_ENDPOINT_URL="http://s3.internal:9000"
+    )
+    assert settings["EXHAUST_ARCHIVE_URL"] == "s3://past/events"
+    assert settings["S3_BUCKET"] == ""
 
 
 # No variable set ----------------------------------------------------------------------------------
@@ -439,6 +464,9 @@ def test_wrong_database_url_hides_password(read: Any, url: str):
         ("EXHAUST_LINK_SECONDS", "604801"),
         ("EXHAUST_FILE_RETENTION_DAYS", "0"),
         ("EXHAUST_JOB_RETENTION_DAYS", "0"),
+        ("EXHAUST_DAILY_HOUR", "24"),
+        ("EXHAUST_DAILY_TIMEZONE", "Mars/Olympus"),
+        ("EXHAUST_DAILY_TIMEZONE", "../UTC"),
         ("EXHAUST_FILE_RETENTION_DAYS", ""),
         ("EXHAUST_MAX_ROWS", "0"),
         ("EXHAUST_MAX_SECONDS", "0"),
@@ -449,6 +477,9 @@ def test_wrong_database_url_hides_password(read: Any, url: str):
         ("EXHAUST_DATABASE_POOL_SIZE", "0"),
         ("EXHAUST_EVENT_RETENTION_DAYS", "30"),
         ("EXHAUST_EVENT_RETENTION_DAYS", "-1"),
+        ("EXHAUST_ARCHIVE_AFTER_DAYS", "0"),
+        ("EXHAUST_ARCHIVE_URL", "gs://bucket/prefix"),
+        ("EXHAUST_ARCHIVE_URL", "s3:///prefix"),
         ("EXHAUST_REJECTED_RETENTION_DAYS", "0"),
         ("EXHAUST_METRICS_PORT", "65536"),
         ("EXHAUST_WORKER_SHUTDOWN_SECONDS", "0"),
@@ -608,6 +639,23 @@ def test_mail_server_is_read(read: Any):
     assert settings["EMAIL_TIMEOUT"] == 10
     assert settings["EXHAUST_SENDS_MAIL"] is True
     assert read()["EMAIL_BACKEND"].endswith("dummy.EmailBackend")
+
+
+@pytest.mark.parametrize(
+    ("text", "contact"),
+    [
+        ("", ("", "")),
+        ("Asha Rao <asha@x.example>", ("Asha Rao", "mailto:asha@x.example")),
+        ("Desk<https://help.example/new>", ("Desk", "https://help.example/new")),
+    ],
+)
+def test_administrator_is_read(read: Any, text: str, contact: tuple[str, str]):
+    assert read(EXHAUST_ADMINISTRATOR=text)["EXHAUST_ADMINISTRATOR"] == contact
+
+
+@pytest.mark.parametrize("text", ["Asha", "<a@x.example>", "Asha <javascript:alert(1)>", "A <a b>"])
+def test_wrong_administrator_stops_start(read: Any, text: str):
+    assert failure(read, EXHAUST_ADMINISTRATOR=text).startswith("EXHAUST_ADMINISTRATOR: write")
 
 
 @pytest.mark.parametrize("url", ["mail.example", "http://mail.example", "smtp://mail.example:x"])

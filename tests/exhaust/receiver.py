@@ -33,7 +33,7 @@ class Receiver:
 
     def __enter__(self) -> "Receiver":
         self.is_closed = threading.Event()
-        self._socket = _open_listener()
+        self._socket = open_listener()
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}/hook?job=1"
         self._threads = [threading.Thread(target=self._accept)]
@@ -121,7 +121,7 @@ def flood(peer: socket.socket) -> None:
         peer.sendall(b"x" * 65536)
 
 
-def _open_listener() -> socket.socket:
+def open_listener() -> socket.socket:
     for port in random.sample(range(8100, 10000), 200):
         candidate = socket.socket()
         try:

@@ -93,7 +93,7 @@ def test_stopped_claim_blocks_one_channel(monkeypatch: Any) -> None:
 @pytest.mark.postgresql
 def test_stopped_claim_times_out(monkeypatch: Any) -> None:
     # given a claim that does not go on before its commit
-    monkeypatch.setattr(transitions, "CLAIM_IDLE_TIMEOUT_MS", 100)
+    monkeypatch.setattr(transitions, "IDLE_TIMEOUT_MS", 100)
     job = make_job()
     monkeypatch.setattr(transitions, "trigger_failpoint", lambda *_: time.sleep(1))
 
@@ -102,6 +102,19 @@ def test_stopped_claim_times_out(monkeypatch: Any) -> None:
         transitions.claim(job.pk)
     connection.close()
     assert (fetch_job_row(job)["status"], fetch_job_row(job)["attempt"]) == ("SUBMITTED", 0)
+
+
+@pytest.mark.postgresql
+def test_stopped_publish_times_out(monkeypatch: Any) -> None:
+    # given an attempt that does not go on before the commit of its publication
+    monkeypatch.setattr(transitions, "IDLE_TIMEOUT_MS", 100)
+    job = make_claimed()
+    monkeypatch.setattr(transitions, "trigger_failpoint", lambda *_: time.sleep(1))
+
+    # when / then the server has ended it by then, and it does not count
+    assert not attempt.run(job)
+    row = fetch_job_row(job)
+    assert (row["status"], row["attempt"], row["uncounted_attempts"]) == ("SUBMITTED", 1, 1)
 
 
 @pytest.mark.postgresql
@@ -324,7 +337,7 @@ def test_worker_survives_redis_restart(tmp_path: Path, settings: Any) -> None:
             os.kill(int(child), signal.SIGSTOP)
         with app.connection_for_write(url) as broker:
             tasks.sweep.apply_async(connection=broker)
-        until(lambda: b" received" in log.read_bytes(), "the message")
+        until(lambda: client.hlen("unacked"), "the message")
 
         # when Redis stops, and starts again
         before = log.stat().st_size

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from exhaust import processes
 from exhaust.processes import free_port
-from tests.service import CHANNEL, HOST, ROOT, until
+from tests.service import CHANNEL, HOST, ROOT, migrated_file, until
 
 EVENT = {"eid": "LOG", "ets": 1648785600123, "mid": "m-1", "ver": "3.0", "edata": {}}
 
@@ -25,7 +26,7 @@ EVENT = {"eid": "LOG", "ets": 1648785600123, "mid": "m-1", "ver": "3.0", "edata"
 class Served:
     """A running `manage.py serve`, embedded."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.port = free_port()
         self.log = folder / "serve.log"
         ours = ("EXHAUST_", "S3_", "DATABASE_", "CELERY_", "PYTEST_", "DJANGO_", "SECRET_KEY")
@@ -35,10 +36,10 @@ class Served:
             "EXHAUST_DATA_DIR": str(folder),
             "EXHAUST_PUBLIC_URL": f"http://{HOST}:{self.port}",
         }
-        self.run("migrate", "-v0")
+        shutil.copy(migrated_file(), folder / "exhaust.sqlite3")
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "manage.py", "serve"],
+                [sys.executable, "manage.py", "serve", *options],
                 cwd=ROOT,
                 env=self._environment,
                 stdout=output,
@@ -64,18 +65,18 @@ class Served:
             return bool(answer.status == 200) and "worker@" in self.output()
         return False
 
-    def children(self) -> list[int]:
+    def children(self, pid: int = 0) -> list[int]:
         found = []
         for path in Path("/proc").glob("[0-9]*/status"):
             with suppress(OSError):
-                if re.search(rf"^PPid:\t{self.process.pid}$", path.read_text(), re.M):
+                if re.search(rf"^PPid:\t{pid or self.process.pid}$", path.read_text(), re.M):
                     found.append(int(path.parent.name))
         return sorted(found)
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    served = Served(tmp_path)
+def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
+    served = Served(tmp_path, *getattr(request, "param", ()))
     try:
         until(served.is_ready, "the service")
         yield served
@@ -118,6 +119,24 @@ def test_child_that_dies_is_started_again(served: Served):
     assert web not in served.children()
     assert set(workers) < set(served.children())
     until(served.is_ready, "the new one")
+
+
+@pytest.mark.parametrize("served", [("--workers", "2")], indirect=True)
+def test_two_dead_web_processes_are_replaced(served: Served):
+    until(lambda: len(served.children()) == 3, "all children")
+    web = served.children()[0]
+    for _ in range(2):
+        dead = served.children(web)
+        for pid in dead:
+            os.kill(pid, signal.SIGKILL)
+
+        def is_replaced(dead: list[int] = dead) -> bool:
+            return len(set(served.children(web)) - set(dead)) >= 2
+
+        until(is_replaced, "two new processes")
+        until(served.is_ready, "the service")
+    assert web in served.children()
+    assert "The web process ended" not in served.output()
 
 
 def test_child_that_never_runs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from kombu.pools import producers
 
 from config.celery import app
 from exhaust import tasks, worker
+from exhaust.delivery import pump
 from exhaust.jobs import attempt, submit, transitions, wakeup
 from exhaust.models import DailyRun, File, Job, Wakeup
 from tests.exhaust.factories import (
@@ -277,17 +278,21 @@ def test_sweep_removes_orphans_of_failed_job(enqueued_tasks: list[str], files: P
     assert stored_paths(files) == [drafts[1]]
 
 
-def test_beat_schedule_names_known_tasks() -> None:
+def test_beat_schedule_names_known_tasks(settings: Any) -> None:
     app.loader.import_default_modules()
     scheduled = {entry["task"] for entry in app.conf.beat_schedule.values()}
     assert scheduled == {
         "exhaust.sweep",
         "exhaust.derive_sessions",
+        "exhaust.push_documents",
         "exhaust.keep_last_position",
     }
     assert scheduled <= set(app.tasks)
     # with a lease of 30 s, a dead worker's job is another's within 45 s
     assert app.conf.beat_schedule["sweep"]["schedule"] <= 10
+    # a document waits for the schedule, its batch and the schedule again, and is then sent
+    waited = pump.LINGER + 2 * timedelta(seconds=app.conf.beat_schedule["push"]["schedule"])
+    assert waited < timedelta(seconds=settings.EXHAUST_PUSH_SECONDS)
 
 
 # An idle worker without messages ---------------------------------------------------------------
@@ -555,5 +560,5 @@ def test_job_command_rejects_ambiguity(settings: Any) -> None:
     # and a full queue has a message
     settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     make_job(channel="ORG_002")
-    with pytest.raises(CommandError, match="1 requests waiting"):
+    with pytest.raises(CommandError, match="1 request waiting"):
         run_job_command("retry", "A" * 32, "--channel", "ORG_002")

@@ -51,7 +51,7 @@ def captured() -> Iterator[CapturedLines]:
 
 own = logs.get_logger("exhaust.test")
 library = logging.getLogger("library.module")
-trusted = logging.getLogger("celery.worker.strategy")
+trusted = logging.getLogger("celery.worker.consumer")
 
 
 def test_event_and_ids_are_written(captured: CapturedLines):

@@ -76,6 +76,8 @@ def test_missed_bars_are_named(
 ):
     results = [{"recovered": [("claim.after", recovered)], "freed": [freed]}]
 
-    bars = faults.measure_bars(results, Counter(violations), {"usual": [1.0], "hung": [hung]})
+    bars = faults.measure_bars(
+        results, Counter(violations), [{"delays": {"usual": [1.0], "hung": [hung]}}]
+    )
 
     assert [bar.name for bar in bars if not bar.holds] == missed

@@ -81,7 +81,8 @@ class Campaign:
         self._installation, self._at_once = installation, at_once
         self._pending = sorted(runs, key=lambda run: run.turn, reverse=True)  # the last is next
         self._running: list[Trial] = []
-        self._scheduled: list[tuple[float, Callable[[], None], str]] = []  # when, act, point
+        # when, what to do (again in a second, where it returns False), point
+        self._scheduled: list[tuple[float, Callable[[], object], str]] = []
         self._store, self._oracle = Store(installation), Oracle()
         self._checkers = ThreadPoolExecutor(2)
         self.results: list[dict[str, Any]] = []
@@ -398,7 +399,9 @@ class Campaign:
         now = time.monotonic()
         for one in [one for one in self._scheduled if one[0] <= now]:
             self._scheduled.remove(one)
-            one[1]()
+            _, act, point = one
+            if act() is False:
+                self._scheduled.append((now + 1, act, point))
 
     def _cancel_job(self, trial: Trial) -> None:
         """Cancels a job in the middle of its work."""

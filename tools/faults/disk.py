@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 WHOLE_MIB = 4096
@@ -14,6 +14,7 @@ class Disk:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._filler = folder / "filler"
         self.is_mounted = False
 
     @contextmanager
@@ -28,12 +29,21 @@ class Disk:
                 subprocess.run(["umount", "-l", str(self._folder)], check=False)
 
     def fill(self) -> None:
-        """Leaves less than 1 MiB free."""
-        stats = os.statvfs(self._folder)
-        used = (stats.f_blocks - stats.f_bfree) * stats.f_frsize
-        self._resize(used // 2**20 + 1)
+        """Leaves nothing free: makes the disk as small as it can be, and a file of the rest."""
+        for spare in (1, 2, 4, 8, 16, 32):  # MiB; no disk becomes smaller than what is on it
+            stats = os.statvfs(self._folder)
+            used = (stats.f_blocks - stats.f_bfree) * stats.f_frsize
+            with suppress(subprocess.CalledProcessError):
+                self._resize(used // 2**20 + spare)
+                break
+        else:
+            raise RuntimeError("The disk cannot be made as small as what is on it.")
+        with suppress(OSError), self._filler.open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(os.statvfs(self._folder).f_frsize))
 
     def empty(self) -> None:
+        self._filler.unlink(missing_ok=True)
         self._resize(WHOLE_MIB)
 
     def _resize(self, mib: int) -> None:

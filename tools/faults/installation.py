@@ -18,6 +18,7 @@ import redis
 from botocore.config import Config
 
 from benchmarks import harness
+from exhaust.processes import web_command
 from tests import s3server
 from tools.faults.disk import Disk
 from tools.faults.plan import CLUSTER, FOLDER, S3
@@ -233,11 +234,8 @@ class Installation:
             self.workers.append(self._group(stack, f"worker{number}", command, broken | clock))
         beat = [*celery, "beat", "-l", "WARNING", "-s", str(self.var / "beat"), "--pidfile="]
         self.beat = self._group(stack, "beat", beat, variables)
-        web = [
-            sys.executable, "-m", "granian", "--interface", "rsgi", "config.asgi:application",
-            "--host", "127.0.0.1", "--port", str(self.web_port), "--workers", "1",
-        ]  # fmt: skip
-        self.web = self._group(stack, "web", web, variables | {"PGAPPNAME": "web"})
+        command = web_command(self.web_port, workers=1)
+        self.web = self._group(stack, "web", command, variables | {"PGAPPNAME": "web"})
         _wait_for_port(self.web_port)
 
 

@@ -26,6 +26,7 @@ from typing import Any
 from urllib.request import urlopen
 
 from benchmarks import harness
+from exhaust.processes import web_command
 from tools.fuzz import adapters
 from tools.fuzz.wire import (
     Send,
@@ -271,12 +272,8 @@ def run_campaign(requests: int, seed: int, count: int) -> None:
         harness.migrate()
         credentials = create_credentials()
         log = stack.enter_context((var / "web.log").open("w"))
-        command = [
-            *(sys.executable, "-m", "granian", "--interface", "rsgi", "config.asgi:application"),
-            *("--port", str(port), "--workers", "2", "--respawn-failed-workers"),
-        ]
         server = subprocess.Popen(
-            command, cwd=harness.ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT
+            web_command(port), cwd=harness.ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT
         )
         stack.callback(server.wait, 20)
         stack.callback(server.terminate)

@@ -115,6 +115,9 @@ SURVIVORS = {
     "ingest/feed/reader.py fetch_superseded: channel_id=channel_id": (
         "the successor is among the rows of the page, by an identity of its channel"
     ),
+    "exhaust/feed/pages.py _has_superseded: channel_id = %s": (
+        "a replaced event of another channel only makes a page search bit by bit"
+    ),
     "ingest/views/conversations.py ConversationView.get: if '\\x00' in identifier: refuse": (
         "avoids an error of PostgreSQL; SQLite finds no row"
     ),
@@ -127,6 +130,9 @@ SURVIVORS = {
     "ingest/privacy/erasure.py find_erased: channel_id=channel_id": (
         "a subject is a hash under its channel's own secret, so other channels do not have it;"
         " the first query only saves the hashing"
+    ),
+    "ingest/privacy/erasure.py find_erasure: channel_id=channel_id": (
+        "a subject is a hash under its channel's own secret"
     ),
     "exhaust/datasets/resolve.py _find_application_id: channel=channel_id": (
         "another channel's application sent no event of this channel, so no row matches either"
@@ -146,8 +152,11 @@ NO_CHECK = {
     "ingest/auth/keys.py: FROM ingest_apikey": "selects the channels of a key",
     "ingest/auth/keys.py: FROM ingest_application": "selects the channel of an application",
     "exhaust/api/audit.py: filter(**conditions)": "its condition on the channel is listed above",
+    "exhaust/api/pull.py: FROM ingest_channel c": "the names of the key's own channel",
     "exhaust/jobs/polling.py: w.channel_id = j.channel_id": "the position in the row's own queue",
-    "exhaust/console/participants.py: filter(**{name": "action, actor and subject",
+    "exhaust/console/audit_log.py: filter(**{name": "actor and subject",
+    "exhaust/archive/write.py: c.channel_id = e.channel_id": "conversations of the event's channel",
+    "ingest/feed/daily_counts.py: filter(**is_in_days)": "days; the rows are of the channel",
     "exhaust/jobs/submit.py: get(**identity)": "listed above",
     "exhaust/jobs/queries.py: filter(**{lookup": "tag and days; the channel is a keyword beside it",
     "ingest/auth/roles.py: filter(**conditions)": "its conditions are listed above",

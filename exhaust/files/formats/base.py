@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
+
+from django.utils.translation import gettext_noop
 
 from exhaust.datasets.cells import Cell, Column
 
@@ -24,6 +26,19 @@ class FormatWriter(Protocol):
     def end(self) -> bytes: ...
 
 
+@dataclass
+class CellChunk:
+    """Rows as columns: an Arrow array of texts for each, and how many of the rows are written."""
+
+    columns: Sequence[Any]
+    row_count: int
+    rows_taken: int = 0
+
+    @property
+    def rows_left(self) -> int:
+        return self.row_count - self.rows_taken
+
+
 @dataclass(frozen=True)
 class Format:
     """A format. `make_writer` takes the columns and the bytes at which a part will end."""
@@ -34,8 +49,10 @@ class Format:
     max_rows: int | None = None
     is_splittable: bool = True  # into parts of `EXHAUST_PART_BYTES`
     has_add_lines: bool = False  # its writer takes chunks of lines as PostgreSQL copies them
-    empty_message: str = "the file holds only its header"
-    unconvertible_message: str = ""  # what became of unconvertible cells, behind their number
+    # what its writer takes of the archive: finished lines, a `CellChunk`, or a list for each row
+    archive_rows: Literal["csv lines", "json lines", "cells", "rows"] = "rows"
+    empty_message: str = gettext_noop("the file holds only its header")
+    unconvertible_message: str = ""  # what became of unconvertible cells, with {} for their number
     file_suffix: str = ""  # by default the name
 
     @property

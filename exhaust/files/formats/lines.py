@@ -29,11 +29,14 @@ _shows_unchanged = re.compile(
 ).fullmatch
 _EXACT_DIGITS = 15  # of a number
 # csv.writer does not quote a lone \r when lines end in \n
+_END_OF_DATA = "\\."  # of COPY, which quotes it where it is alone in its line
 _NEEDS_QUOTES = re.compile('[",\r\n]')
 
 
 def format_csv_line(cells: Sequence[Cell]) -> bytes:
     """Returns one line. None is an empty cell, as COPY writes it."""
+    if cells == [_END_OF_DATA]:
+        return f'"{_END_OF_DATA}"\n'.encode()
     return (",".join(map(_format_field, cells)) + "\n").encode()
 
 
@@ -47,14 +50,14 @@ def _format_field(cell: Cell) -> str:
 
 @dataclass
 class LineChunk:
-    """Lines as PostgreSQL wrote them: their bytes, the end of each, and how many are written."""
+    """Finished lines: their bytes, the end of each, and how many are written."""
 
-    data: bytes
-    ends: list[int]
+    data: bytes  # or another buffer
+    ends: Sequence[int]
     lines_taken: int = 0
 
     @property
-    def lines_left(self) -> int:
+    def rows_left(self) -> int:
         return len(self.ends) - self.lines_taken
 
 

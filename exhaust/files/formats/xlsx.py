@@ -4,32 +4,33 @@ A cell's text is an inline string. Numbers that a spreadsheet would round are te
 digits.
 """
 
-import re
 import zipfile
-from collections.abc import Callable, Sequence
-from datetime import date
-from html import escape
+from bisect import bisect_left
+from collections.abc import Sequence
 from operator import ne
 
-from exhaust.datasets.cells import Cell, Column, Kind, is_number
-from exhaust.files.formats.base import FormatLimitExceeded
+from exhaust.datasets.cells import Cell, Column
+from exhaust.files.formats.base import CellChunk, FormatLimitExceeded
 from exhaust.files.formats.pending import PendingBytes
+from exhaust.files.formats.xlsx_cells import (
+    BOLD,
+    CELLS,
+    MAX_CELL_CHARACTERS,
+    CellTooLong,
+    cut_text,
+    format_text,
+)
 
-MAX_CELL_CHARACTERS = 32_767  # of a cell, in UTF-16
 MAX_SHEET_BYTES = (1 << 31) - (
     1 << 20
 )  # of a sheet: what lies beyond needs a ZIP that Excel "repairs"
 _BLOCK = 64 * 1024
-_DIGITS = 15
-_DAY_ZERO = date(1899, 12, 30).toordinal()
-# characters that XML cannot hold, and the start of texts that look like an escape
-_unwritable = re.compile("[\x00-\x08\x0b-\x1f\ufffe\uffff]|_(?=x[0-9A-Fa-f]{4}_)")
+_CHUNK_ROWS = 1024  # whose XML is held at once
 _HEAD = '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
 _MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 _OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 _PACKAGE = "http://schemas.openxmlformats.org/package/2006"
 _CONTENT = "application/vnd.openxmlformats-officedocument.spreadsheetml"
-_PLAIN, _MOMENT, _BOLD = 0, 1, 2  # the styles' numbers
 
 _AROUND = {
     "[Content_Types].xml": (
@@ -74,10 +75,6 @@ _AROUND = {
 }
 
 
-class CellTooLong(Exception):
-    """A cell holds less than the text."""
-
-
 class XlsxFileWriter:
     """Writes one file. A text that is longer than a cell ends there."""
 
@@ -101,13 +98,15 @@ class XlsxFileWriter:
             f'{_HEAD}<worksheet xmlns="{_MAIN}"><sheetViews><sheetView workbookViewId="0">'
             '<pane ySplit="1" topLeftCell="A2" activePane="bottomLeft" state="frozen"/>'
             "</sheetView></sheetViews>"
-            f'<cols><col min="1" max="{len(self._places)}" width="20" customWidth="1"/></cols>'
+            # a row as high as Hindi, and a column as wide as a time: a narrower one shows ###
+            '<sheetFormatPr defaultRowHeight="18" customHeight="1"/>'
+            f'<cols><col min="1" max="{len(self._places)}" width="28" customWidth="1"/></cols>'
             '<sheetData><row r="1">'
         ).encode()
         for (letters, _), column in zip(self._places, self._columns, strict=True):
             # a date of a spreadsheet has no zone
-            header = f"{column.header} (UTC)" if column.kind == "time" else column.header
-            self._held += _text(f"{letters}1", header, _BOLD).encode()
+            header = f"{column.header} ({column.zone})" if column.kind == "time" else column.header
+            self._held += f'<c r="{letters}1{format_text(header, BOLD)}'.encode()
         self._held += b"</row>"
         return self._flush()
 
@@ -117,7 +116,7 @@ class XlsxFileWriter:
         try:
             cells = self._make_cells(row)
         except CellTooLong:
-            cut_row = [None if cell is None else _cut(cell) for cell in row]
+            cut_row = [None if cell is None else cut_text(cell) for cell in row]
             self.unconvertible_cells += sum(map(ne, cut_row, row))
             cells = self._make_cells(cut_row)
         self._held += f'<row r="{number}">{"".join(cells)}</row>'.encode()
@@ -125,10 +124,32 @@ class XlsxFileWriter:
 
     def _make_cells(self, row: Sequence[Cell]) -> list[str]:
         return [
-            _CELLS[kind](f"{letters}{self._row}", cell)
+            f'<c r="{letters}{self._row}{CELLS[kind](cell)}'
             for (letters, kind), cell in zip(self._places, row, strict=True)
             if cell is not None
         ]
+
+    def add_cells(self, chunk: CellChunk) -> bytes:
+        """Adds rows, as if each came by itself."""
+        from exhaust.files.formats import xlsx_columns
+
+        count = min(_CHUNK_ROWS, chunk.rows_left)
+        columns = [column.slice(chunk.rows_taken, count) for column in chunk.columns]
+        chunk.rows_taken += count
+        if xlsx_columns.find_longest(columns) > MAX_CELL_CHARACTERS // 2:  # one may have to be cut
+            rows = zip(*(column.to_pylist() for column in columns), strict=True)
+            return b"".join(map(self.add, rows))
+        data, ends = xlsx_columns.make_rows(self._places, columns, self._row + 1)
+        self._row += count
+        blocks, begin, taken = [], 0, 0
+        while taken < count:
+            last = bisect_left(ends, begin + _BLOCK - len(self._held), taken)
+            taken = min(last + 1, count)
+            self._held += data[begin : ends[taken - 1]]
+            begin = ends[taken - 1]
+            if len(self._held) >= _BLOCK:
+                blocks.append(self._flush())
+        return b"".join(blocks)
 
     def end(self) -> bytes:
         self._held += b"</sheetData></worksheet>"
@@ -156,46 +177,3 @@ def _letters(place: int) -> str:
         place, letter = divmod(place - 1, 26)
         letters = chr(ord("A") + letter) + letters
     return letters
-
-
-def _text(at: str, text: str, style: int = _PLAIN) -> str:
-    if (
-        len(text) > MAX_CELL_CHARACTERS // 2
-        and len(text.encode("utf-16-le")) > 2 * MAX_CELL_CHARACTERS
-    ):
-        raise CellTooLong
-    plain = escape(_unwritable.sub(_escaped, text), quote=False)
-    return f'<c r="{at}" s="{style}" t="inlineStr"><is><t xml:space="preserve">{plain}</t></is></c>'
-
-
-def _cut(text: str) -> str:
-    """Returns what fits into a cell, without half a character at its end."""
-    return text.encode("utf-16-le")[: 2 * MAX_CELL_CHARACTERS].decode("utf-16-le", "ignore")
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return f"_x{ord(found[0]):04X}_"
-
-
-def _number(at: str, text: str) -> str:
-    if len(text) <= _DIGITS and is_number(text):
-        return f'<c r="{at}"><v>{text}</v></c>'
-    return _text(at, text)
-
-
-def _moment(at: str, text: str) -> str:
-    """Returns the cell of a time in UTC, `2022-04-01T04:00:00.123Z`, as a number of days."""
-    day = date.fromisoformat(text[:10]).toordinal() - _DAY_ZERO
-    seconds = int(text[11:13]) * 3600 + int(text[14:16]) * 60 + int(text[17:19])
-    share = (seconds * 1000 + int(text[20:23])) / 86_400_000
-    return f'<c r="{at}" s="{_MOMENT}"><v>{day + share!r}</v></c>'
-
-
-_CELLS: dict[Kind, Callable[[str, str], str]] = {
-    "text": _text,
-    "uuid": _text,
-    "json": _text,
-    "number": _number,
-    "whole": _number,
-    "time": _moment,
-}

@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import IO, Protocol
 from urllib.parse import quote
 
+from django.utils.translation import gettext_noop
+
 from exhaust.datasets.base import Dataset
 from exhaust.models import Job
 
@@ -25,7 +27,9 @@ class StorageError(Exception):
 class StorageOutage(StorageError):
     """The storage cannot be reached or takes nothing now, whatever is asked of it."""
 
-    def __init__(self, message: str, sentence: str = "Storage is unreachable") -> None:
+    def __init__(
+        self, message: str, sentence: str = gettext_noop("Storage is unreachable")
+    ) -> None:
         super().__init__(message, sentence)
 
 
@@ -46,6 +50,7 @@ class CallLimit:
         self.answer_seconds = ANSWER_SECONDS
         # ends a running call, and returns for how many seconds it has been silent
         self.end_call: Callable[[], float] | None = None
+        self._is_short = False
         self._token: Token[CallLimit | None] | None = None
 
     def __enter__(self) -> "CallLimit":
@@ -63,14 +68,18 @@ class CallLimit:
 
     def shorten(self) -> None:
         """Leaves a few seconds, in which the thread removes what it stored."""
+        self._is_short = True
         self.ends_at = min(self.ends_at, time.monotonic() + _LAST_CALLS_SECONDS)
         self.answer_seconds = _LAST_ANSWER_SECONDS
 
     def end(self) -> None:
         """Shortens the limit, and closes the socket of a running call.
 
-        After a call that hung the time is over: what is left to remove would hang too.
+        After a call that hung the time is over: what is left to remove would hang too. A thread
+        that is removing already goes on, for its seconds are counted.
         """
+        if self._is_short:
+            return
         self.shorten()
         if (end_call := self.end_call) is not None and end_call() > _HANG_SECONDS:
             self.ends_at = time.monotonic()
@@ -105,17 +114,32 @@ class Storage(Protocol):
     def open(self, key: str) -> IO[bytes]:
         """Returns the file as a stream. Raises `FileNotFoundError`."""
 
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        """Returns `size` bytes of the file from `start`, fewer at its end.
+
+        Raises `FileNotFoundError`.
+        """
+
     def size(self, key: str) -> int:
         """Returns the bytes of the file. Raises `FileNotFoundError`."""
 
     def delete(self, key: str) -> None:
         """Deletes the file and its unfinished uploads, where there are any."""
 
+    def purge(self, key: str) -> None:
+        """Deletes the file with its earlier versions and unfinished uploads.
+
+        Raises `StorageError` also where any of them is still there afterwards.
+        """
+
     def abort_unfinished(self, key: str) -> None:
         """Deletes the unfinished uploads of a key and keeps its file."""
 
     def list_keys(self, prefix: str) -> Iterator[str]:
         """Yields the key of every file below a prefix that ends in "/"."""
+
+    def list_versions(self, prefix: str) -> Iterator[str]:
+        """Yields the keys below a prefix that have a file, or versions of a deleted one."""
 
     def list_unfinished(self, prefix: str) -> Iterator[str]:
         """Yields the keys of unfinished uploads. A complete file may exist under the same key."""

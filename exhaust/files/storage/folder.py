@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
+from django.utils.translation import gettext_noop
+
 from exhaust.failpoints import trigger_failpoint
 from exhaust.files.storage.base import StorageError, StorageOutage, parse_job_id
 
@@ -55,6 +57,14 @@ class FolderStorage:
         except OSError as error:
             raise _read_error(error) from error
 
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        try:
+            with (self._root / key).open("rb") as file:
+                file.seek(start)
+                return file.read(size)
+        except OSError as error:
+            raise _read_error(error) from error
+
     def size(self, key: str) -> int:
         try:
             return (self._root / key).stat().st_size
@@ -64,6 +74,9 @@ class FolderStorage:
     def delete(self, key: str) -> None:
         self._unlink(self._root / key)
         self.abort_unfinished(key)
+
+    def purge(self, key: str) -> None:
+        self.delete(key)
 
     def abort_unfinished(self, key: str) -> None:
         self._unlink(self.draft_path(self._root / key))
@@ -81,6 +94,9 @@ class FolderStorage:
         for path in (self._root / prefix).rglob("*"):
             if path.is_file() and not path.name.startswith(_DRAFT_PREFIX):
                 yield path.relative_to(self._root).as_posix()
+
+    def list_versions(self, prefix: str) -> Iterator[str]:
+        yield from self.list_keys(prefix)
 
     def list_unfinished(self, prefix: str) -> Iterator[str]:
         for path in (self._root / prefix).rglob(f"{_DRAFT_PREFIX}*"):
@@ -117,5 +133,5 @@ def _read_error(error: OSError) -> Exception:
 def _storage_error(error: OSError) -> StorageError:
     message = f"folder: {error.strerror}"
     if error.errno in _FULL:
-        return StorageOutage(message, "Storage is full")
+        return StorageOutage(message, gettext_noop("Storage is full"))
     return StorageOutage(message) if error.errno in _UNREACHED else StorageError(message)

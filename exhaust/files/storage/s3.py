@@ -18,6 +18,7 @@ from botocore.exceptions import (
     NoCredentialsError,
 )
 from django.conf import settings
+from django.utils.translation import gettext_noop
 
 from exhaust.failpoints import trigger_failpoint
 from exhaust.files.storage.base import (
@@ -39,10 +40,17 @@ class S3Storage:
     """A bucket. Uploads are multipart, and aborted when the stream fails."""
 
     def __init__(
-        self, bucket: str, endpoint: str, public_endpoint: str, region: str, kms_key: str = ""
+        self,
+        bucket: str,
+        endpoint: str,
+        public_endpoint: str,
+        region: str,
+        kms_key: str = "",
+        kms_prefix: str = f"{PRIVATE_AREA}/",
     ) -> None:
         self._bucket = bucket
-        self._kms_key = kms_key  # in AWS KMS, for private files
+        self._kms_key = kms_key  # in AWS KMS, for the keys below `kms_prefix`
+        self._kms_prefix = kms_prefix
         self.session = boto3.session.Session()
         self.client = self._make_client(endpoint, region)
         self._signer = (
@@ -91,7 +99,7 @@ class S3Storage:
     def put(self, key: str, stream: IO[bytes], content_type: str) -> None:
         try:
             kms_arguments = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._kms_key}
-            is_kms_encrypted = self._kms_key and key.startswith(f"{PRIVATE_AREA}/")
+            is_kms_encrypted = self._kms_key and key.startswith(self._kms_prefix)
             self.client.upload_fileobj(
                 stream,
                 self._bucket,
@@ -112,6 +120,14 @@ class S3Storage:
             raise _read_error(error, key) from error
         return body  # type: ignore[no-any-return]
 
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        byte_range = f"bytes={start}-{start + size - 1}"
+        try:
+            answer = self.client.get_object(Bucket=self._bucket, Key=key, Range=byte_range)
+            return answer["Body"].read()
+        except (ClientError, BotoCoreError) as error:
+            raise _read_error(error, key) from error
+
     def size(self, key: str) -> int:
         try:
             return int(self.client.head_object(Bucket=self._bucket, Key=key)["ContentLength"])
@@ -124,6 +140,27 @@ class S3Storage:
         except (ClientError, BotoCoreError) as error:
             raise _storage_error(error) from error
         self.abort_unfinished(key)
+
+    def purge(self, key: str) -> None:
+        try:
+            self.client.delete_object(Bucket=self._bucket, Key=key)
+            for version_key, version_id in self._list_versions(key):
+                if version_key == key:
+                    self.client.delete_object(Bucket=self._bucket, Key=key, VersionId=version_id)
+            is_left = any(version_key == key for version_key, _ in self._list_versions(key))
+        except (ClientError, BotoCoreError) as error:
+            raise _storage_error(error) from error
+        self.abort_unfinished(key)
+        if is_left:
+            raise StorageError(f"s3: {key} is still there, or versions of it are")
+
+    def _list_versions(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Yields (key, version id) of files, of their earlier versions and of delete markers."""
+        for page in self.client.get_paginator("list_object_versions").paginate(
+            Bucket=self._bucket, Prefix=prefix
+        ):
+            for entry in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
+                yield entry["Key"], entry["VersionId"]
 
     def abort_unfinished(self, key: str) -> None:
         try:
@@ -146,6 +183,15 @@ class S3Storage:
                 Bucket=self._bucket, Prefix=prefix
             ):
                 yield from (entry["Key"] for entry in page.get("Contents", ()))
+        except (ClientError, BotoCoreError) as error:
+            raise _storage_error(error) from error
+
+    def list_versions(self, prefix: str) -> Iterator[str]:
+        try:
+            previous = ""
+            for key, _ in self._list_versions(prefix):
+                if key != previous:
+                    yield (previous := key)
         except (ClientError, BotoCoreError) as error:
             raise _storage_error(error) from error
 
@@ -224,15 +270,15 @@ _OUTAGE_CODES = {
     "TooManyRequests",
 }
 _OPERATOR_CODES = {
-    "403": "Storage denies access",
-    "AccessDenied": "Storage denies access",
-    "InvalidAccessKeyId": "Storage does not know the service's access key",
-    "SignatureDoesNotMatch": "Storage rejects the service's secret key",
-    "ExpiredToken": "The service's credentials for the storage have expired",
-    "NoSuchBucket": "The bucket does not exist",
-    "InvalidBucketName": "The bucket's name is wrong",
-    "PermanentRedirect": "The bucket's region is wrong",
-    "AuthorizationHeaderMalformed": "The bucket's region is wrong",
+    "403": gettext_noop("Storage denies access"),
+    "AccessDenied": gettext_noop("Storage denies access"),
+    "InvalidAccessKeyId": gettext_noop("Storage does not know the service's access key"),
+    "SignatureDoesNotMatch": gettext_noop("Storage rejects the service's secret key"),
+    "ExpiredToken": gettext_noop("The service's credentials for the storage have expired"),
+    "NoSuchBucket": gettext_noop("The bucket does not exist"),
+    "InvalidBucketName": gettext_noop("The bucket's name is wrong"),
+    "PermanentRedirect": gettext_noop("The bucket's region is wrong"),
+    "AuthorizationHeaderMalformed": gettext_noop("The bucket's region is wrong"),
 }
 _ADVICE = "an operator mends it as the page Operations says, then you send the request again."
 

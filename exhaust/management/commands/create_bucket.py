@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from exhaust.files import storage
 from exhaust.files.formats import FORMATS
+from ingest.events import format_count
 
 
 class Command(BaseCommand):
@@ -50,9 +51,10 @@ class Command(BaseCommand):
                     copied += 1
         except storage.StorageError as error:
             raise CommandError(
-                f"{error}. {copied} files were copied. Run the command again to continue."
+                f"{error}. Copied: {format_count(copied, 'file')}. Run the command again to"
+                " continue."
             ) from None
-        self.stdout.write(f"{copied} files copied, {unchanged} skipped")
+        self.stdout.write(f"{format_count(copied, 'file')} copied, {unchanged:,} skipped")
 
 
 def _is_stored(target: storage.Storage, key: str, size: int) -> bool:

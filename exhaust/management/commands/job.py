@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from exhaust.jobs import submit
 from exhaust.models import Job
-from ingest.events import RequestError
+from ingest.events import RequestError, format_count
 
 
 class Command(BaseCommand):
@@ -41,7 +41,8 @@ class Command(BaseCommand):
         self.stdout.write(
             f"{job.request_id} {job.status} {job.status_message}".rstrip()
             + f"\n  tag {job.tag}, channel {job.channel}, dataset {job.dataset}, job {job.pk},"
-            f" {job.rows_done:,} rows\n  {job.submitted_at:%Y-%m-%d %H:%M:%S} UTC SUBMITTED"
+            f" {format_count(job.rows_done, 'row')}"
+            f"\n  {job.submitted_at:%Y-%m-%d %H:%M:%S} UTC SUBMITTED"
         )
         for step in job.transitions.order_by("id"):
             self.stdout.write(

@@ -37,6 +37,7 @@ ADAPTER = Adapter(
     device_fields=frozenset({"device_id", "unique_id"}),
     read_context=read_context,
     page_path=("attributes", "_page_url"),
+    duration_path=("attributes", "_engagement_time_msec"),
     page_view_types=frozenset({"_page_view", "_screen_view"}),
     error_types=frozenset({"_app_exception", "_clickstream_error"}),
     system_types=frozenset(

@@ -1,23 +1,49 @@
-"""The user, the user's attributes and the page of a Clickstream event."""
+"""The user, their attributes, the page and the device of a Clickstream event."""
 
 import math
 from typing import Any
 
 import msgspec
 
-from ingest.adapters.fields import MAX_URL, bounded_text
+from ingest.adapters.fields import MAX_URL, bounded_text, select_details
 from ingest.events import EventContext
 from ingest.feed.values import EventRow
 
 
-class _Page(msgspec.Struct):
+class _Attributes(msgspec.Struct):
     url: Any = msgspec.field(name="_page_url", default=None)
+    session_number: Any = msgspec.field(name="_session_number", default=None)
+    page_referrer: Any = msgspec.field(name="_page_referrer", default=None)
+    latest_referrer: Any = msgspec.field(name="_latest_referrer", default=None)
+    campaign: Any = msgspec.field(name="_traffic_source_campaign", default=None)
+    source: Any = msgspec.field(name="_traffic_source_source", default=None)
+    medium: Any = msgspec.field(name="_traffic_source_medium", default=None)
+    content: Any = msgspec.field(name="_traffic_source_content", default=None)
+    term: Any = msgspec.field(name="_traffic_source_term", default=None)
+
+
+_NO_ATTRIBUTES = _Attributes()
 
 
 class _Payload(msgspec.Struct):
     user: dict[str, Any] | None = None
     user_id: Any = None
-    attributes: _Page | None = None
+    attributes: _Attributes | None = None
+    platform: Any = None
+    os_version: Any = None
+    make: Any = None
+    model: Any = None
+    carrier: Any = None
+    country_code: Any = None
+    screen_height: Any = None
+    screen_width: Any = None
+
+
+_APPLICATION_TYPES = {
+    "Web": "WEB_APPLICATION",
+    "Android": "MOBILE_APPLICATION",
+    "iOS": "MOBILE_APPLICATION",
+}
 
 
 _decode = msgspec.json.Decoder(_Payload).decode
@@ -37,7 +63,41 @@ def read_context(row: EventRow) -> EventContext:
         else:
             attributes[name] = (attribute, occurred)
     signed_in, _ = attributes.pop("_user_id", (payload.user_id, occurred))
-    return EventContext(bounded_text(signed_in), url, attributes)
+    return EventContext(
+        bounded_text(signed_in),
+        url,
+        attributes,
+        _read_details(row.type, payload),
+        bounded_text(payload.platform),
+    )
+
+
+def _read_details(type_: str, payload: _Payload) -> dict[str, Any]:
+    attributes = payload.attributes or _NO_ATTRIBUTES
+    number = attributes.session_number
+    platform = bounded_text(payload.platform)
+    application_type = _APPLICATION_TYPES.get(platform)
+    return select_details(
+        {
+            "applicationType": application_type,
+            "osFamilyName": platform if application_type == "MOBILE_APPLICATION" else None,
+            "osVersionName": payload.os_version,
+            "manufacturer": payload.make,
+            "device": payload.model,
+            "isp": payload.carrier,
+            "geolocationCountryName": payload.country_code,
+            "screenHeight": payload.screen_height,
+            "screenWidth": payload.screen_width,
+            "newUser": type_ == "_first_open" or (number == 1 if number is not None else None),
+            "hasCrash": type_ == "_app_exception" or None,
+            "referrer": attributes.page_referrer or attributes.latest_referrer,
+            "campaignName": attributes.campaign,
+            "campaignSource": attributes.source,
+            "campaignMedium": attributes.medium,
+            "campaignContent": attributes.content,
+            "campaignTerm": attributes.term,
+        }
+    )
 
 
 def _attribute_set_at(milliseconds: Any, occurred: int, latest: int) -> int:

@@ -14,7 +14,7 @@ from ingest.adapters import answer_attributes as answers
 from ingest.adapters import body_limits, json_body
 from ingest.adapters.base import MAX_LISTED_REJECTIONS
 from ingest.adapters.clickstream.limits import MAX_NAME, drop_beyond_limits, is_name
-from ingest.adapters.fields import identifier
+from ingest.adapters.fields import MAX_TEXT, identifier
 from ingest.events import (
     EARLIEST_TIME,
     Batch,
@@ -57,7 +57,9 @@ def parse(body: bytes, call: Call) -> Batch:
         raws, is_repaired = [], False
         rejections.append(Rejection(0, error.reason, error.detail, body))
     note = "" if has_valid_hash(body, call, absent=True) else HASH_MISMATCH
-    context = _BatchContext(call.application, _sender_clock(call), note, is_repaired, set())
+    context = _BatchContext(
+        call.application, _sender_clock(call), note, is_repaired, set(), _platform_member(call)
+    )
     for position, raw in enumerate(raws):
         if raw[0] != json_body.OBJECT_START and len(rejections) >= MAX_LISTED_REJECTIONS:
             # not parsed: a batch may have thousands
@@ -129,10 +131,18 @@ class _BatchContext(NamedTuple):
     note: str
     mended: bool
     names: set[str]  # valid ones so far: most events repeat them
+    platform: bytes  # the query's, as the last member of an event without its own
+
+
+def _platform_member(call: Call) -> bytes:
+    platform = call.parameters.get("platform", "")
+    if not platform.isprintable() or not 0 < len(platform) <= MAX_TEXT:
+        return b""
+    return b',"platform":' + msgspec.json.encode(platform) + b"}"
 
 
 def _parse_event(raw: bytes, position: int, context: _BatchContext) -> Event:
-    application, clock, note, is_repaired, names = context
+    application, clock, note, is_repaired, names, platform = context
     event, payload, repaired = json_body.parse_value(raw)
     if not isinstance(event, dict):
         raise RequestError("not_an_object", "An event is a JSON object.")
@@ -162,6 +172,8 @@ def _parse_event(raw: bytes, position: int, context: _BatchContext) -> Event:
     if repaired or shifted or dropped or mismatch:
         broken = (f"{code}: {first} dropped" for code, first in dropped.items())
         note = "; ".join(filter(None, (note, repaired, shifted, *broken, mismatch)))
+    if platform and event.get("platform") is None:
+        payload = payload[:-1] + platform
     return Event(
         identity=event_identity(None, SOURCE, application, event_id),
         type=event_type,

@@ -1,5 +1,7 @@
 """User sessions as Dynatrace exports them, as lines of documents or Elasticsearch bulks."""
 
+from django.utils.translation.trans_null import gettext_noop
+
 from ingest.adapters.base import (
     COMMON_HEADERS,
     Adapter,
@@ -15,7 +17,7 @@ from ingest.adapters.desk.parser import SOURCE, parse, parse_bulk
 
 ADAPTER = Adapter(
     name=SOURCE,
-    title="User sessions (Dynatrace, DESK)",
+    title=gettext_noop("User sessions (Dynatrace, DESK)"),
     parse=parse,
     openapi="ingest.adapters.desk.openapi",
     endpoints=(
@@ -54,7 +56,7 @@ ADAPTER = Adapter(
         ),
     ),
     credential=Credential.PASSWORD,
-    device_fields=frozenset({"internalUserId", "userId"}),
+    device_fields=frozenset({"internalUserId", "visitorId", "userId"}),
     cors=Cors("PUT, POST, OPTIONS", f"{COMMON_HEADERS}, X-Elastic-Client-Meta"),
     read_context=read_context,
     page_view_types=frozenset({"userAction"}),

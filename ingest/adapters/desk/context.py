@@ -1,29 +1,28 @@
-"""The user of a session."""
+"""The user, the device, the system and the place of a session."""
 
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
-from ingest.adapters.fields import bounded_text
+from ingest.adapters.fields import SessionDetails, bounded_text, select_details
 from ingest.events import NO_CONTEXT, EventContext
 from ingest.feed.values import EventRow
 
-
-class _Payload(msgspec.Struct):
-    user_id: Any = msgspec.field(name="userId", default=None)
-    user_type: Any = msgspec.field(name="userType", default=None)
-
-
-_decode = msgspec.json.Decoder(_Payload).decode
+_FIELDS = (*SessionDetails.__annotations__, "userId", "userType", "visitType")
+_decode = msgspec.json.Decoder(
+    msgspec.defstruct("_Payload", [(field, Any, None) for field in _FIELDS])
+).decode
 
 
 def read_context(row: EventRow) -> EventContext:
     if row.type != "session":
         return NO_CONTEXT
-    payload = _decode(row.payload)
-    occurred = row.occurred_us
+    payload = structs.asdict(_decode(row.payload))
+    user_type = payload["userType"] or payload["visitType"]
     return EventContext(
-        bounded_text(payload.user_id),
+        bounded_text(payload["userId"]),
         "",
-        {"userType": (payload.user_type, occurred)} if payload.user_type else {},
+        {"userType": (user_type, row.occurred_us)} if user_type else {},
+        select_details(payload),
     )

@@ -1,5 +1,6 @@
 """The operations and bodies of Dynatrace sessions, as the OpenAPI document describes them."""
 
+from drf_spectacular.utils import OpenApiResponse
 from rest_framework import serializers
 
 from ingest.adapters.base import Operation
@@ -11,6 +12,7 @@ BULK_LINES = {
     "description": "An action line, then a session, in turn.",
     "examples": ['{"index": {"_index": "sessions"}}\n' + schema.LINES["examples"][0]],
 }
+LINKS = {"type": "object", "description": "As RFC 9264 has it.", "additionalProperties": True}
 
 
 class DeskSession(response_fields.Body):
@@ -19,7 +21,7 @@ class DeskSession(response_fields.Body):
     is_extensible = True
     tenantId = response_fields.text("The tenant.", response_fields.MAX_ID, required=False)
     userSessionId = response_fields.text(
-        "The session's id.", {"minLength": 1, **response_fields.MAX_ID}
+        "The id; visitId in older versions.", {"minLength": 1, **response_fields.MAX_ID}
     )
     startTime = response_fields.number("The start, in milliseconds since 1970.")
     internalUserId = response_fields.text("The device.", response_fields.MAX_ID, required=False)
@@ -104,12 +106,10 @@ class Product(response_fields.Body):
 
 OPERATIONS = (
     Operation(
-        "getProduct",
-        """Pass the product check of Elasticsearch's clients.
-
-        Only where `Accept` asks for JSON; 404 otherwise.
-        """,
-        {200: Product, 404: schema.Problem}, rejection=BulkError,
+        "getProduct", "Pass the product check of Elasticsearch's clients.\n\nOnly where `Accept`"
+        " asks for JSON. Other programs get our addresses, and browsers the console.",
+        {200: Product, (200, "application/linkset+json"): LINKS,
+         302: OpenApiResponse(None, "A browser goes to the console.")}, rejection=BulkError,
     ),
     Operation(
         "sendBulk", "Send sessions by Elasticsearch's bulk protocol.", BulkAnswer,

@@ -32,6 +32,11 @@ from ingest.events import (
 
 SOURCE = "desk"
 MAX_DOCUMENTS = 1000  # of a batch; the sender closes one at a thousand
+OLDER_NAMES = {  # that Dynatrace gave the fields before, and its guide's test call still has
+    "userSessionId": "visitId",
+    "internalUserId": "visitorId",
+    "userType": "visitType",
+}
 KINDS = {  # a list in the document, and the type of its events
     "userActions": "userAction",
     "events": "event",
@@ -185,12 +190,12 @@ def parse_session(raw: bytes, position: int, call: Call, room: int) -> list[Even
     ):
         json_body.normalize_json(payload)
     tenant_id = identifier(document, "tenantId")
-    session_id = identifier(document, "userSessionId")
+    session_id = read_id(document, "userSessionId")
     if not session_id:
         raise RequestError("userSessionId", "userSessionId must be there: it tells sessions apart.")
     latest = call.received_at + timedelta(days=1)
     started_at = _event_time(document.get("startTime"), latest)
-    device_id = identifier(document, "internalUserId") or identifier(document, "userId")
+    device_id = read_id(document, "internalUserId") or identifier(document, "userId")
     tags = document.get("stringTags")
     conversation = (
         identifier(tags, "conversation_id", "stringTags.") if isinstance(tags, dict) else ""
@@ -256,6 +261,11 @@ def parse_session(raw: bytes, position: int, call: Call, room: int) -> list[Even
         position=position,
     )
     return [whole, *inner]
+
+
+def read_id(document: dict[str, Any], field: str) -> str:
+    """Returns a field by its present or its older name. Raises `RequestError` as `identifier`."""
+    return identifier(document, field) or identifier(document, OLDER_NAMES[field])
 
 
 def _append_member(payload: bytes, member: bytes, has_members: bool) -> bytes:

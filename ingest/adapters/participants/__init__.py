@@ -1,12 +1,14 @@
 """Participants: the profiles of persons, with their consent, sent with a key."""
 
+from django.utils.translation.trans_null import gettext_noop
+
 from ingest.adapters.base import Adapter, Cors, Endpoint, SourceDocs, accept_json
 from ingest.adapters.participants import http
 from ingest.adapters.participants.parser import SOURCE, parse
 
 ADAPTER = Adapter(
     name=SOURCE,
-    title="Participants",
+    title=gettext_noop("Participants"),
     parse=parse,
     openapi="ingest.adapters.participants.openapi",
     endpoints=(

@@ -50,7 +50,7 @@ ADAPTER = Adapter(
     docs=SourceDocs(
         addresses="`POST /hit/bulk`, `GET`/`POST /hit`",
         sender="`client_id`",
-        identity="application, `eventId`",
+        identity="application, list, `eventId`",
         winner="the last",
     ),
 )

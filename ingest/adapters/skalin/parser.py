@@ -125,15 +125,19 @@ def _parse_event(
     content = json_body.normalize_json(
         payload
     ).decode()  # refuses numbers that only one of the databases stores
+    other_identity = b""
     if event_id:
-        parts = [event_id]
+        # once both lists shared their ids; a feature keeps that identity, as stored ones have it
+        of_list = event_identity(None, SOURCE, call.application, kind, event_id)
+        shared = event_identity(None, SOURCE, call.application, event_id)
+        identity, other_identity = (shared, of_list) if kind == "feature" else (of_list, shared)
     else:
         # Equal content is a resend. Without a ts, using a feature again tomorrow would look like
         # one too: so the minute of arrival counts.
         minute = "" if ts else call.received_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M")
-        parts = ["", kind, content, minute]
+        identity = event_identity(None, SOURCE, call.application, "", kind, content, minute)
     event = Event(
-        identity=event_identity(None, SOURCE, call.application, *parts),
+        identity=identity,
         type=kind,
         occurred_at=_event_time(ts, call.received_at) if ts else call.received_at,
         device_id=device_id,
@@ -143,6 +147,8 @@ def _parse_event(
         payload=payload,
         note=note,
         position=position,
+        alias=email,
+        other_identity=other_identity,
     )
     return event, email
 

@@ -46,12 +46,13 @@ def parse_query(query: bytes) -> dict[str, str]:
 def bulk_from_query(residue: bytes) -> bytes:
     """Returns the bulk body that was sent in the query, plain or percent-encoded.
 
-    Raises `RequestError` for no JSON, or for an encoded text with a '+', which may be a
-    plus or a blank.
+    Raises `RequestError` for no JSON, or for an encoded text with a '+' inside a string, where it
+    may be a plus or a blank. A line feed in its place is no JSON there, and is white space outside.
     """
     if _is_json(json_body.repair(residue)):
         return residue
-    if b"+" not in residue and _is_json(json_body.repair(decoded := unquote_to_bytes(residue))):
+    decoded = unquote_to_bytes(residue.replace(b"+", b"\n"))
+    if _is_json(json_body.repair(decoded)):
         return decoded
     raise RequestError(
         "json_in_query",

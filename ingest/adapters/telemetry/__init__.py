@@ -1,5 +1,7 @@
 """Sunbird telemetry v3: a batch, an event, or an event a line, sent with a key."""
 
+from django.utils.translation.trans_null import gettext_noop
+
 from ingest.adapters.base import Adapter, Endpoint, SourceDocs, accept_json
 from ingest.adapters.telemetry import http
 from ingest.adapters.telemetry.context import read_context
@@ -7,7 +9,7 @@ from ingest.adapters.telemetry.parser import SOURCE, parse
 
 ADAPTER = Adapter(
     name=SOURCE,
-    title="Telemetry",
+    title=gettext_noop("Telemetry"),
     parse=parse,
     openapi="ingest.adapters.telemetry.openapi",
     endpoints=(
@@ -35,6 +37,8 @@ ADAPTER = Adapter(
     cors=http.CORS,
     read_context=read_context,
     page_path=("edata", "uri"),
+    duration_path=("edata", "duration"),
+    duration_unit_ms=1000,
     page_view_types=frozenset({"IMPRESSION"}),
     error_types=frozenset({"ERROR"}),
     system_types=frozenset(

@@ -11,7 +11,7 @@ import msgspec
 
 from ingest.adapters import json_body
 from ingest.adapters.base import MAX_LISTED_REJECTIONS
-from ingest.adapters.fields import identifier
+from ingest.adapters.fields import bounded_text, identifier
 from ingest.events import (
     Batch,
     Call,
@@ -23,6 +23,7 @@ from ingest.events import (
 )
 
 SOURCE = "telemetry"
+MAX_OTHERS = 9  # further conversations of an event; each costs a row its place in a file
 
 
 class _Envelope(msgspec.Struct):
@@ -47,12 +48,13 @@ def parse(body: bytes, call: Call) -> Batch:
             rejections.append(Rejection(position, "not_an_object", "", raw))
             continue
         try:
-            event = _parse_event(raw, call.channel, latest, position, is_repaired=is_repaired)
+            event = _parse_event(raw, call, latest, position, is_repaired=is_repaired)
         except RequestError as error:
             rejections.append(Rejection(position, error.reason, error.detail, raw))
         else:
             events.append(event)
-    return Batch(SOURCE, call.received_at, events, rejections)
+    is_shared = any(event.other_conversations for event in events)
+    return Batch(SOURCE, call.received_at, events, rejections, is_shared=is_shared)
 
 
 def _split_body(body: bytes, content_type: str) -> list[tuple[bytes, bool]]:
@@ -95,7 +97,7 @@ def _unwrap_events(document: bytes) -> list[bytes]:
 
 
 def _parse_event(
-    raw: bytes, channel: str, latest: datetime, position: int, *, is_repaired: bool
+    raw: bytes, call: Call, latest: datetime, position: int, *, is_repaired: bool
 ) -> Event:
     event, payload, note = json_body.parse_value(raw)
     if is_repaired and b"\\ufffd" in raw:
@@ -115,16 +117,17 @@ def _parse_event(
     edata = _read_object(event, "edata", required=True)
     item = edata.get("item")
     item_id = identifier(item, "id", "edata.item.") if isinstance(item, dict) else ""
-    device_id = identifier(context, "did", "context.")
+    device_id = named_device = identifier(context, "did", "context.")
     if not device_id:
-        device_id = identifier(_read_object(event, "actor"), "id", "actor.")
+        named_device = identifier(_read_object(event, "actor"), "id", "actor.")
+        device_id = call.device_id or named_device
     session_id = identifier(context, "sid", "context.")
     mid = identifier(event, "mid")
-    conversation = _conversation_id(context)
-    # without a mid, equal bytes are a resend
-    parts = (mid, device_id, session_id, item_id) if mid else (payload.decode(),)
+    conversation, others = _read_conversations(context)
+    # without a mid, equal bytes are a resend, whatever device a header names
+    parts = (mid, named_device, session_id, item_id) if mid else (payload.decode(),)
     return Event(
-        identity=event_identity(occurred_at, channel, *parts),
+        identity=event_identity(occurred_at, call.channel, *parts),
         type=eid,
         occurred_at=occurred_at,
         device_id=device_id,
@@ -134,19 +137,26 @@ def _parse_event(
         payload=payload,
         note=note,
         position=position,
+        other_conversations=others,
     )
 
 
-def _conversation_id(context: dict[str, Any]) -> str:
+def _read_conversations(context: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Returns the conversation of an event, "" for none, and up to `MAX_OTHERS` further ones."""
     cdata = context.get("cdata")
     if cdata is None:
-        return ""
+        return "", ()
     if not isinstance(cdata, list):
         raise RequestError("context.cdata", "context.cdata must be a list of {type, id}.")
+    first = ""
+    others: tuple[str, ...] = ()
     for entry in cdata:
         if isinstance(entry, dict) and entry.get("type") == "Conversation":
-            return identifier(entry, "id", "context.cdata[Conversation].")
-    return ""
+            if not first:
+                first = identifier(entry, "id", "context.cdata[Conversation].")
+            elif (other := bounded_text(entry.get("id"))) and other not in (first, *others):
+                others = (*others, other)[:MAX_OTHERS]
+    return first, others
 
 
 def _read_object(source: dict[str, Any], field: str, *, required: bool = False) -> dict[str, Any]:

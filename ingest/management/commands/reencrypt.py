@@ -10,6 +10,7 @@ from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError
 from django.db import models
 
+from ingest.events import format_count
 from ingest.privacy.encryption import reencrypt
 
 CHUNK_ROWS = 500
@@ -37,8 +38,8 @@ class Command(BaseCommand):
                 self.stdout.write(f"{name}: {done:,}, unreadable {failed}")
         if unreadable:
             raise CommandError(
-                f"{unreadable} values cannot be decrypted. An older key is missing from"
-                " EXHAUST_ENCRYPTION_KEYS."
+                f"{format_count(unreadable, 'value')} cannot be decrypted. An older key is missing"
+                " from EXHAUST_ENCRYPTION_KEYS."
             )
         self.stdout.write(
             "Every value can be decrypted." if dry else "You can remove the other keys."

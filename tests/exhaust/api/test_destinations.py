@@ -13,10 +13,11 @@ from django.utils import timezone
 
 from exhaust import tasks
 from exhaust.api import envelope
-from exhaust.delivery import destinations, pump, sender
-from exhaust.models import DeadLetter, Destination
+from exhaust.delivery import destinations, paths, pump, sender
+from exhaust.jobs import schedules
+from exhaust.models import DeadLetter, Delivery, Destination, Job, Schedule
 from ingest.events import RequestError
-from ingest.models import Session
+from ingest.models import Application, AuditEvent, Session
 from ingest.privacy.encryption import decrypt
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.destinations import (
@@ -26,6 +27,7 @@ from tests.exhaust.destinations import (
     make_destination,
     received_ids,
 )
+from tests.exhaust.factories import CONFIG, RESPONSE, make_finished
 from tests.exhaust.receiver import Receiver, respond_with
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -121,7 +123,7 @@ def test_password_is_dropped_with_host(puller: Client, fields: dict[str, str]) -
         ({"signingSecret": "abc"}, "signingSecret"), ({"signingSecret": "whsec_eA=="},
         "signingSecret"), ({"kind": "elasticsearch", "index": "a"}, "url"),
         ({"kind": "elasticsearch", "url": "https://es.example/_bulk"}, "index"),
-        ({"color": "red"}, "color"),
+        ({"color": "red"}, "color"), ({"application": "unknown"}, "application"),
     ],
 )  # fmt: skip
 def test_invalid_destination_names_field(
@@ -336,6 +338,43 @@ def test_admin_actions_on_destinations(admin_client: Client) -> None:
         assert admin_client.get("/admin/exhaust/delivery/").status_code == 200
 
 
+def test_destination_of_one_application(puller: Client, admin_client: Client) -> None:
+    channel = make_channel()
+    Application.objects.create(channel=channel, identifier="shop")
+    Application.objects.create(channel=make_channel("ORG_002"), identifier="theirs")
+    assert put_destination(puller, application="theirs").status_code == 400
+    assert read_result(put_destination(puller, application="shop"))["application"] == "shop"
+    assert read_result(put_destination(puller))["application"] == ""
+    fields = {
+        "channel": channel.pk, "name": "by-hand", "kind": "webhook", "resource": "sessions",
+        "types": "", "url": "https://example.com/hook", "method": "PUT",
+        "content_type": "application/json",
+    }  # fmt: skip
+    page = admin_client.post(ADMIN + "add/", {**fields, "application": "theirs"})
+    assert b"no application of that id" in page.content
+    admin_client.post(ADMIN + "add/", {**fields, "application": "shop"})
+    assert Destination.objects.get(name="by-hand").application == "shop"
+
+
+def test_cursor_belongs_to_its_application(puller: Client) -> None:
+    # given a destination of one application, which has read all
+    for identifier in ("shop", "till"):
+        Application.objects.create(channel=make_channel(), identifier=identifier)
+    state = read_result(put_destination(puller, application="shop", resource="events"))
+
+    # when / then its cursor is one of that application's events only
+    def pull(**query: str) -> int:
+        return puller.get("/export/events", {"cursor": state["cursor"], **query}).status_code
+
+    assert [pull(application="shop"), pull(application="till"), pull()] == [200, 400, 400]
+    other = puller.get("/export/events", {"application": "till"}).json()["nextCursor"]
+    refused = post_action(puller, "rewind", cursor=other)
+    assert refused.status_code == 400
+    assert "belongs to another query" in refused.content.decode()
+    own = puller.get("/export/events", {"application": "shop"}).json()["nextCursor"]
+    assert post_action(puller, "rewind", cursor=own).status_code == 200
+
+
 def test_admin_reads_types_by_line(admin_client: Client) -> None:
     fields = {
         "channel": make_channel().pk, "name": "typed", "kind": "webhook", "resource": "events",
@@ -385,3 +424,146 @@ def test_deleted_meanwhile_is_not_found(puller: Client, monkeypatch: pytest.Monk
     for action, fields in (("resume", {}), ("rewind", {"time": 0}), ("test", {})):
         make_destination(name="ours")
         assert post_action(puller, action, **fields).status_code == 404
+
+
+# Files --------------------------------------------------------------------------------------------
+
+BUCKET = {
+    "kind": "s3", "url": "https://s3.example.org", "bucket": "theirs", "user": "AKIA:x",
+    "password": "secret word",
+}  # fmt: skip
+SERVER = {"kind": "sftp", "url": "sftp://files.example.org", "user": "us", "password": "hush"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        (BUCKET, {"bucket": "theirs", "region": "us-east-1", "allowsPrivate": False}),
+        ({**SERVER, "hostKey": "SHA256:" + "a" * 43, "allowsPrivate": True},
+        {"hostKey": "SHA256:" + "a" * 43, "allowsPrivate": True, "hasPrivateKey": False}),
+    ],
+)  # fmt: skip
+def test_destination_for_files_is_tested(
+    puller: Client, enqueued_tasks: list[str], fields: dict[str, Any], shown: dict[str, Any]
+) -> None:
+    created = read_result(put_destination(puller, **fields))
+    assert created.items() >= {"resource": "files", "state": "working", **shown}.items()
+    assert created["path"] == "{date}/{tag}/{requestId}_{name}"
+    assert fields["password"] not in json.dumps(created)
+    assert enqueued_tasks == ["exhaust.deliver_files"]
+    (test,) = created["deliveries"]
+    assert (test["kind"], test["status"]) == ("test", "waiting")
+    assert puller.get(f"{DESTINATION_URL}/test").json()["result"]["status"] == "waiting"
+    assert read_result(post_action(puller, "requeue")) == {"count": 0}
+    for position in ({"time": 0}, {"cursor": "x"}):
+        answer = post_action(puller, "rewind", **position)
+        assert answer.status_code == 409
+        assert "requeue" in answer.json()["params"]["errmsg"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({**BUCKET, "bucket": ""}, "bucket"), ({**BUCKET, "bucket": "A_b"}, "bucket"),
+        ({**BUCKET, "region": "a b"}, "region"), ({**BUCKET, "user": ""}, "user"),
+        ({**BUCKET, "path": "../{name}"}, "path"), ({**BUCKET, "path": "/{name}"}, "path"),
+        ({**BUCKET, "url": "https://s3.example.org/theirs"}, "url"),
+        ({**BUCKET, "url": "http://169.254.169.254"}, "url"),
+        ({**BUCKET, "url": "sftp://files.example.org"}, "url"),
+        ({**BUCKET, "resource": "events"}, "resource"), ({**BUCKET, "hostKey": "x"}, "hostKey"),
+        ({**BUCKET, "privateKey": "x"}, "privateKey"),
+        ({**BUCKET, "signingSecret": SECRET}, "signingSecret"),
+        ({**SERVER, "url": "https://files.example.org"}, "url"),
+        ({**SERVER, "url": "sftp://files.example.org:6379"}, "url"),
+        ({**SERVER, "url": "sftp://10.0.0.1"}, "url"), ({**SERVER, "bucket": "b"}, "bucket"),
+        ({**SERVER, "hostKey": "MD5:ab"}, "hostKey"), ({**SERVER, "privateKey": "x"}, "privateKey"),
+        ({"resource": "files"}, "resource"), ({"bucket": "theirs"}, "bucket"),
+        ({"allowsPrivate": True}, "allowsPrivate"),
+    ],
+)  # fmt: skip
+def test_invalid_file_destination_names_field(
+    puller: Client, fields: dict[str, Any], field: str
+) -> None:
+    answer = put_destination(puller, **fields)
+    assert answer.status_code == 400
+    assert f"request.{field}" in answer.json()["params"]["errmsg"]
+    assert not Destination.objects.exists()
+
+
+def test_webhook_keeps_no_fields_of_files(puller: Client) -> None:
+    put_destination(puller)
+    before = AuditEvent.objects.count()
+    shown = read_result(put_destination(puller))
+    assert not {"bucket", "region", "path", "hostKey", "allowsPrivate"} & set(shown)
+    assert AuditEvent.objects.count() == before  # the same again changes nothing
+
+
+def test_job_shows_its_delivery(puller: Client, asker: Client) -> None:
+    read_result(put_destination(puller, **BUCKET))
+    body = {"tag": "april", "dataset": RESPONSE, "datasetConfig": CONFIG, "deliverTo": "ours"}
+    submit_url = "/dataset/v1/request/submit"
+    answer = asker.post(submit_url, {"request": body}, content_type="application/json")
+    waiting = read_result(answer)["delivery"]
+    assert waiting == {
+        "destination": "ours", "status": "waiting", "files": 0, "path": "", "attempts": 0,
+        "error": "",
+    }  # fmt: skip
+    job = make_finished(tag="may", deliver_to="ours")
+    address = f"/dataset/v1/request/read/may?requestId={job.request_id}"
+    first = asker.get(address)
+    assert read_result(first)["delivery"]["status"] == "waiting"
+    Delivery.objects.filter(job=job).update(error="The server is full.", attempt=1, url="a/b.csv")
+    changed = asker.get(address, headers={"If-None-Match": first["ETag"]})
+    delivery = read_result(changed)["delivery"]
+    assert (delivery["status"], delivery["error"]) == ("failing", "The server is full.")
+    assert (delivery["path"], delivery["attempts"]) == ("a/b.csv", 1)
+    for name, reason in (("nobody", "no destination"), ("", "blank")):
+        request = {"request": {**body, "deliverTo": name}}
+        refused = asker.post(submit_url, request, content_type="application/json")
+        assert refused.status_code == 400
+        assert reason in refused.json()["params"]["errmsg"]
+        assert "request.deliverTo" in refused.json()["params"]["errmsg"]
+
+
+def test_schedule_delivers_each_export(puller: Client, asker: Client) -> None:
+    read_result(put_destination(puller, **BUCKET))
+    body = {
+        "cron": "0 6 * * *", "dataset": RESPONSE, "conversationId": "bot-1", "window": "yesterday",
+        "tag": "daily-{start}", "deliverTo": "ours",
+    }  # fmt: skip
+    address = "/dataset/v1/schedule/daily"
+
+    def put_schedule(**fields: Any) -> Any:
+        request = json.dumps({"request": {**body, **fields}})
+        return asker.put(address, request, content_type="application/json")
+
+    assert read_result(put_schedule())["deliverTo"] == "ours"
+    refused = put_schedule(deliverTo="nobody")
+    assert refused.status_code == 400
+    assert "request.deliverTo" in refused.json()["params"]["errmsg"]
+    schedule = Schedule.objects.get()
+    assert schedules.submit_slot(schedule, schedule.next_at)
+    assert Job.objects.get().deliver_to == "ours"
+    Destination.objects.all().delete()
+    schedule.refresh_from_db()
+    assert not schedules.submit_slot(schedule, schedule.next_at)
+    schedule.refresh_from_db()
+    assert "deliver_to" in schedule.last_error
+
+
+def test_admin_saves_destination_for_files(admin_client: Client, enqueued_tasks: list[str]) -> None:
+    fields = {
+        "channel": make_channel().pk, "name": "ours", "kind": "sftp", "resource": "sessions",
+        "types": "", "url": "sftp://files.example.org", "method": "PUT", "user": "us",
+        "content_type": "application/x-ndjson", "password": "secret word",
+    }  # fmt: skip
+    answer = admin_client.post(ADMIN + "add/", fields, follow=True)
+    assert b"errorlist" not in answer.content, answer.content
+    destination = Destination.objects.get()
+    assert (destination.resource, destination.path) == ("files", paths.DEFAULT_TEMPLATE)
+    assert decrypt(destination.encrypted_password) == b"secret word"
+    assert enqueued_tasks == ["exhaust.deliver_files"]
+    assert b"secret word" not in admin_client.get(f"{ADMIN}{destination.pk}/change/").content
+    run_admin_action(admin_client, "rewind", destination)
+    wrong = admin_client.post(ADMIN + "add/", {**fields, "name": "b", "path": "../{name}"})
+    assert b"errorlist" in wrong.content

@@ -28,8 +28,8 @@ from ingest.http.security_headers import API_HEADERS
 from ingest.models import ApiKey, AuditEvent
 from tests import openapi_checks
 from tests.conftest import bearer, make_key
-from tests.exhaust.factories import CONFIG, make_claimed, make_file, make_finished, make_job
-from tests.loops import make_request, run_loop
+from tests.exhaust.factories import BOT, CONFIG, make_claimed, make_file, make_finished, make_job
+from tests.loop_requests import make_request
 
 pytestmark = pytest.mark.django_db(transaction=True)  # threads and the loop have connections
 READ, LIST = "/dataset/v1/request/read/daily", "/dataset/v1/request/list/daily"
@@ -58,7 +58,7 @@ def run(poller: Poller, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
             poller.close()
             poller._senders.close()
 
-    return run_loop(close_after())
+    return asyncio.run(close_after())
 
 
 def poll(poller: Poller, address: str, key: str, **headers: str) -> Reply:
@@ -80,6 +80,10 @@ ADDRESSES = [
     f"{READ}?requestId=x&requestId=%7Bid%7D",
     f"{READ}?requestId=%00",
     f"{READ}?requestId=none",
+    f"{READ}?requestId=",
+    f"{READ}:ORG_001?requestId={{id}}",
+    f"{READ}:ORG_002?requestId={{id}}",
+    "/dataset/v1/request/read/another?requestId={id}",
     f"{READ}?requestId={{id}}&wait=30",
     *(f"{READ}?requestId={{id}}&wait={wait}" for wait in ("31", "-1", "1.5", "x", "", "%D9%A1")),
     LIST,
@@ -90,6 +94,9 @@ ADDRESSES = [
     f"{LIST}?cursor=x",
     f"{LIST}?cursor=",
     "/dataset/v1/request/list/another",
+    f"{LIST}:ORG_001",
+    f"/dataset/v1/request/list/{BOT}",
+    f"/dataset/v1/request/list/{BOT}:ORG_001?limit=2",
 ]
 
 
@@ -408,11 +415,11 @@ def test_full_share_is_rejected(poller: Poller, monkeypatch: Any) -> None:
     key = make_key("export:response")
     monkeypatch.setattr(poller, "_reads", Shares(0, total_requests=1))
 
-    for address in (READ, LIST):
+    for address in (f"{READ}?requestId=x", LIST):
         assert_overloaded(poll(poller, address, key))
 
 
-@pytest.mark.parametrize("address", [READ, LIST])
+@pytest.mark.parametrize("address", [f"{READ}?requestId=x", LIST])
 def test_failing_database_is_503(poller: Poller, monkeypatch: Any, address: str) -> None:
     async def fail_on_loop(*_: Any) -> Any:
         raise psycopg.OperationalError("secret")

@@ -17,9 +17,10 @@ from exhaust.feed import pages
 from ingest.audit import reads
 from ingest.auth import keys
 from ingest.derive import deriver
+from ingest.feed import reader
 from ingest.feed.values import START
 from ingest.feed.watermark import lock_positioned_tables
-from ingest.models import AppUser, AuditEvent, Participant, Session, StoredEvent
+from ingest.models import Application, AppUser, AuditEvent, Participant, Session, StoredEvent
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import FIRST_ANSWER, make_answer, send_events
 
@@ -290,6 +291,80 @@ def test_empty_page_moves_cursor(puller: Client) -> None:
     assert message_ids(later["items"]) == ["START:9"]
 
 
+def walk_short_pages(client: Client, path: str, **query: Any) -> tuple[list[dict[str, Any]], int]:
+    """Reads to the feed's end, also past empty pages; returns the items and their number."""
+    items: list[dict[str, Any]] = []
+    cursors = [""]
+    while True:
+        response = pull(client, path, cursor=cursors[-1], **query)
+        page = read_page(response)
+        items += page["items"]
+        assert page["nextCursor"] not in cursors
+        cursors.append(page["nextCursor"])
+        if response["X-Feed-End"] == "true":
+            return items, len(cursors) - 2
+
+
+@pytest.mark.parametrize(
+    ("resource", "query"),
+    [
+        ("events", {"events": ["RARE"]}),
+        ("events", {"start": 1650000000}),
+        ("events", {"application": "shop"}),
+        ("sessions", {"application": "shop"}),
+        ("sessions", {"start": 1650000000}),
+        ("users", {"start": 1650000000}),
+        ("events", {}),
+    ],
+)
+def test_search_is_bounded(
+    puller: Client, resource: str, query: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a wanted record after nine others, and a page that searches three
+    shop = Application.objects.create(channel=make_channel(), identifier="shop")
+    send_events(*(make_answer(number) for number in range(9)))
+    send_events({**make_answer(9), "eid": "RARE", "ets": 1651000000000})
+    deriver.derive_all(5)
+    late = datetime.fromtimestamp(1651000000, UTC)
+    for model in (StoredEvent, Session):
+        model.objects.filter(device_id="device-9").update(application=shop)
+    model, others = {
+        "events": (StoredEvent, {"superseded_xid": 1}),
+        "sessions": (Session, {}),
+        "users": (AppUser, {}),
+    }[resource]
+    if resource == "users":
+        AppUser.objects.exclude(identifier="device-9").update(modified_at=FIRST_ANSWER)
+    if resource == "sessions":
+        Session.objects.filter(device_id="device-9").update(closes_at=late)
+    if not query:  # all were replaced
+        model.objects.exclude(device_id="device-9").update(**others)
+    monkeypatch.setattr(reader, "WINDOW_ROWS", 3)
+    monkeypatch.setattr(pages, "SEARCH_SECONDS", 0)
+
+    # when / then the pages before it are empty and move on
+    items, moves = walk_short_pages(puller, resource, **query)
+    assert len(items) == 1
+    assert moves == 3
+
+    # and one with time is full
+    monkeypatch.setattr(pages, "SEARCH_SECONDS", 60)
+    assert walk_short_pages(puller, resource, **query) == (items, 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_page_is_filled_across_windows(
+    puller: Client, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        send_events({**make_answer(number), "eid": "ASSESS" if number % 3 else "START"})
+    monkeypatch.setattr(reader, "WINDOW_ROWS", 2)
+    page = read_page(pull(puller, pageSize=size, events=["START"]))
+    assert len(page["items"]) == min(size, 4)
+    items, _ = walk_pages(puller, "events", size, events=["START"])
+    assert [item["deviceId"] for item in items] == [f"device-{n}" for n in (0, 3, 6, 9)]
+
+
 # Sessions and users -------------------------------------------------------------------------------
 
 
@@ -328,7 +403,7 @@ def test_joined_session_names_parent(puller: Client) -> None:
     # given two sessions of a device, and the event between them that joins them
     def answer_at(minute: int) -> dict[str, Any]:
         event = make_answer(minute)
-        event["context"]["did"] = "device"
+        event["context"] |= {"did": "device", "sid": ""}
         return event
 
     send_events(answer_at(0), answer_at(50))
@@ -592,3 +667,34 @@ def test_cursor_now_skips_existing(puller: Client, resource: str):
     assert len(later["items"]) >= 1
     if resource == "events":
         assert message_ids(later["items"]) == ["ASSESS:-5"]
+
+
+@pytest.mark.parametrize("resource", ["events", "sessions"])
+def test_pull_of_one_application(puller: Client, resource: str) -> None:
+    # given events of two applications
+    shop, till = (
+        Application.objects.create(channel=make_channel(), identifier=identifier)
+        for identifier in ("shop", "till")
+    )
+    send_events(*(make_answer(number) for number in range(4)))
+    deriver.derive_all(5)
+    for number, application in enumerate([shop, till, shop, till]):
+        for model in (StoredEvent, Session):
+            model.objects.filter(device_id=f"device-{number}").update(application=application)
+
+    # when / then each has its own
+    found = [
+        sorted(item["deviceId"] for item in walk_pages(puller, resource, 1, application=name)[0])
+        for name in ("shop", "till")
+    ]
+    assert found == [["device-0", "device-2"], ["device-1", "device-3"]]
+
+
+def test_pull_of_unknown_application(puller: Client) -> None:
+    Application.objects.create(channel=make_channel("ORG_002"), identifier="theirs")
+    for resource, message in (
+        ("events", "no application of that id"), ("users", "A user is of no application"),
+    ):  # fmt: skip
+        refused = pull(puller, resource, application="theirs")
+        assert refused.status_code == 400
+        assert message in refused.json()["detail"]

@@ -1,5 +1,6 @@
 """Links to a bucket give on the event loop what the view gives."""
 
+import asyncio
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ from ingest.collector.groups import ShareFull, Shares
 from ingest.http.security_headers import API_HEADERS
 from ingest.models import AuditEvent
 from tests.exhaust.factories import make_finished
-from tests.loops import make_request, run_loop
+from tests.loop_requests import make_request
 
 pytestmark = pytest.mark.django_db(transaction=True)  # the loop's thread has a connection
 SIGNED = "https://bucket.example/signed"
@@ -32,11 +33,11 @@ def link(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Link:
     return made
 
 
-def open_link(path: str) -> Reply:
+def open_link(path: str, **headers: str) -> Reply:
     redirects = Redirects()
 
     async def respond() -> Reply:
-        request = make_request(path)
+        request = make_request(path, **headers)
         handler = redirects.find_handler(request)
         assert handler is not None
         try:
@@ -44,7 +45,7 @@ def open_link(path: str) -> Reply:
         finally:
             redirects.close()
 
-    reply: Reply = run_loop(respond())
+    reply: Reply = asyncio.run(respond())
     return reply
 
 
@@ -60,7 +61,8 @@ STATES = {
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("change", ["", "no name", "another name", "another token", "/api"])
-def test_loop_opens_links_as_the_view(state: str, change: str, link: Link) -> None:
+@pytest.mark.parametrize("accept", ["*/*", "text/html,*/*"])
+def test_loop_opens_links_as_the_view(state: str, change: str, accept: str, link: Link) -> None:
     path = urlsplit(links.build_url(link)).path
     match change:
         case "no name":
@@ -73,14 +75,15 @@ def test_loop_opens_links_as_the_view(state: str, change: str, link: Link) -> No
             path = change + path
     STATES[state](link)
 
-    shown = Client().get(path)
-    reply = open_link(path)
+    shown = Client(headers={"Accept": accept}).get(path)
+    reply = open_link(path, Accept=accept)
 
     assert (reply.status, reply.body) == (shown.status_code, shown.content)
     assert reply.content_type == shown.headers.get("Content-Type")
     assert reply.headers.items() <= dict(shown.headers).items()
     sent = {**API_HEADERS, **reply.headers}  # as the server adds them
     assert sent["Cache-Control"] == "no-store"
+    assert sent["Content-Security-Policy"] == shown["Content-Security-Policy"]
     assert reply.headers.get("Location") == (SIGNED if reply.status == 302 else None)
 
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.db import connection
@@ -20,8 +21,10 @@ from exhaust.jobs import attempt, queries, submit, transitions
 from exhaust.models import Job
 from ingest.events import RequestError
 from ingest.http.response_fields import Body
-from tests.conftest import bearer, make_key
+from ingest.models import Conversation
+from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.api.test_api import (
+    GONE,
     assert_envelope,
     assert_refused,
     list_jobs,
@@ -30,12 +33,16 @@ from tests.exhaust.api.test_api import (
     submit_body,
 )
 from tests.exhaust.factories import (
+    BOT,
+    CONFIG,
     PRIVATE,
     RESPONSE,
     fetch_job_row,
+    make_answer,
     make_claimed,
     make_finished,
     make_job,
+    send_events,
 )
 from tools.quality import list_modules
 
@@ -99,11 +106,11 @@ def test_submit_again_says_of_when_file_is(asker: Client, files: Path) -> None:
     again = post(asker, submit_body()).json()["result"]
 
     assert (again["requestId"], again["status"]) == (first["requestId"], "SUCCESS")
-    moment = Job.objects.get().submitted_at.strftime("%Y-%m-%d %H:%M UTC")
+    moment = Job.objects.get().started_at.strftime("%Y-%m-%d %H:%M UTC")
     assert again["statusMessage"] == (
         "This channel has no conversation with this id; the file holds only its header."
-        f" This request was made at {moment}, and its file has no later event. For these send it"
-        " with another tag, or name it in datasetConfig.since."
+        f" This export exists already, and its file holds the events until {moment}. For later ones"
+        ' send the request with "forceNew": true, or name this one in datasetConfig.since.'
     )
     read = read_job(asker, Job.objects.get().tag, first["requestId"]).json()["result"]
     assert read["statusMessage"].endswith("only its header.")
@@ -196,6 +203,58 @@ def test_full_queue_is_429(asker: Client, settings: Any) -> None:
     # and there is room again when one has begun
     assert transitions.claim(Job.objects.get(tag="first").pk) is not None
     assert post(asker, submit_body(tag="third")).status_code == 200
+
+
+def test_jobs_of_the_night_have_a_limit_of_their_own(asker: Client, settings: Any) -> None:
+    # given a channel with as many as may wait for their time
+    settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
+    later = (timezone.now() + timedelta(days=1)).isoformat()
+    assert post(asker, submit_body(tag="night", priority="nightly")).status_code == 200
+
+    # when / then one more is rejected, and one for now is not
+    for fields in ({"priority": "nightly"}, {"notBefore": later}):
+        answer = post(asker, submit_body(tag="later", **fields))
+        sentence = assert_refused(answer, 429, "TOO_MANY_REQUESTS")
+        assert "1 request waiting for the night or for notBefore" in sentence
+    assert post(asker, submit_body(tag="now")).status_code == 200
+    assert "1 request waiting;" in assert_refused(
+        post(asker, submit_body(tag="now-2")), 429, "TOO_MANY_REQUESTS"
+    )
+
+    # and none gets among the others by a second call
+    night = Job.objects.get(tag="night")
+    before = fetch_job_row(night)
+    answer = post(asker, submit_body(tag="night"))
+    assert_refused(answer, 429, "TOO_MANY_REQUESTS")
+    assert fetch_job_row(night) == before
+
+    # and a job that is tried again waits for a worker
+    Job.objects.filter(tag="now").update(due_at=timezone.now() + timedelta(hours=1), attempt=1)
+    assert_refused(post(asker, submit_body(tag="now-2")), 429, "TOO_MANY_REQUESTS")
+
+
+def test_early_retry_keeps_to_the_limit(asker: Client, settings: Any) -> None:
+    settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
+    make_job(tag="waiting")
+    later = make_job(tag="later", due_at=timezone.now() + timedelta(days=1))
+    refused = post_action(asker, "retry", later)
+    assert_refused(refused, 429, "TOO_MANY_REQUESTS", "request.retry")
+    Job.objects.filter(tag="waiting").delete()
+    assert post_action(asker, "retry", later).status_code == 200
+
+
+def test_search_finds_jobs_of_deleted_dataset(asker: Client) -> None:
+    make_job(tag="old", dataset="orders", own_scope="export:response")
+    make_job(tag="other")
+
+    def search(name: str) -> Any:
+        body = {"request": {"filters": {"dataset": name}}}
+        return asker.post("/dataset/v1/request/search", body, "application/json")
+
+    (found,) = search("orders").json()["result"]["jobs"]
+    assert (found["tag"], found["dataset"]) == ("old:ORG_001", "orders")
+    sentence = assert_refused(search("order"), operation="request.search")
+    assert sentence.startswith("request.filters.dataset: One of uci-response-exhaust")
 
 
 def test_daily_requests_and_open_callbacks_are_429(
@@ -307,8 +366,179 @@ def test_a_request_says_its_hurry(priority: str, asker: Client) -> None:
     assert result["priority"] == priority
 
 
+def test_nightly_waits_for_the_night(asker: Client, settings: Any) -> None:
+    # given a night that begins in about two hours, in India
+    settings.EXHAUST_DAILY_TIMEZONE = "Asia/Kolkata"
+    begin = timezone.now().astimezone(ZoneInfo("Asia/Kolkata")) + timedelta(hours=2)
+    begin = begin.replace(minute=0, second=0, microsecond=0)
+    settings.EXHAUST_DAILY_HOUR = begin.hour
+
+    # when
+    night = post(asker, submit_body(tag="night", priority="nightly")).json()["result"]
+    low = post(asker, submit_body(tag="low", priority="low")).json()["result"]
+
+    # then it is not due before, and the other one is
+    assert (night["priority"], night["notBefore"]) == ("nightly", begin.timestamp() * 1000)
+    assert night["progress"]["phase"] == "waiting for its time"
+    assert read_job(asker, "night", night["requestId"])["Retry-After"] == "30"
+    assert low["priority"] == "low"
+    assert "notBefore" not in low
+    Job.objects.filter(tag="low").update(due_at=timezone.now() - timedelta(seconds=1))
+    assert [job.tag for job in transitions.claimable_jobs()] == ["low"]
+
+    # and the same request without a hurry or a retry runs it now
+    now = post(asker, submit_body(tag="night")).json()["result"]
+    assert (now["requestId"], now["existing"]) == (night["requestId"], True)
+    assert (now["priority"], "notBefore" in now) == ("interactive", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("{day}T02:00:00+05:30", "{day}T02:00:00+05:30"),
+        ("{day}T02:00", "{day}T02:00:00+05:30"),
+        ("{day}T02:00:00.250Z", "{day}T02:00:00.250+00:00"),
+        ("2026-01-01T00:00:00Z", None),
+    ],
+)
+def test_not_before(asker: Client, text: str, moment: str | None) -> None:
+    day = (timezone.now() + timedelta(days=3)).date().isoformat()
+    zone = {"datasetConfig.timezone": "Asia/Calcutta"}
+    result = post(asker, submit_body(notBefore=text.format(day=day), **zone)).json()["result"]
+    expected = datetime.fromisoformat(moment.format(day=day)).timestamp() * 1000 if moment else None
+    assert result.get("notBefore") == expected
+    assert transitions.claim() is None or moment is None
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("tomorrow", "Write a time as"),
+        ("9999-12-31T23:59:59-12:00", "Write a time as"),
+        ("{late}", "At most 31 days from now"),
+        (5, "Write a time as"),
+    ],
+)
+def test_not_before_errors(asker: Client, text: Any, remedy: str) -> None:
+    late = (timezone.now() + timedelta(days=32)).isoformat()
+    text = text.format(late=late) if isinstance(text, str) else text
+    sentence = assert_refused(post(asker, submit_body(notBefore=text)))
+    assert sentence.startswith("request.notBefore: ")
+    assert remedy in sentence
+
+
+def test_rerun_keeps_not_before(asker: Client) -> None:
+    later = (timezone.now() + timedelta(days=3)).isoformat()
+    first = post(asker, submit_body(notBefore=later)).json()["result"]
+    Job.objects.update(status="FAILED", due_at=timezone.now())
+    again = post(asker, submit_body(notBefore=later)).json()["result"]
+    assert (again["status"], again["notBefore"]) == ("SUBMITTED", first["notBefore"])
+
+
+# Days -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Niue"])
+def test_responses_without_days_are_yesterday(asker: Client, zone: str) -> None:
+    # given two zones with different days at any time
+    days = {"datasetConfig.startDate": GONE, "datasetConfig.endDate": GONE}
+    yesterday = timezone.now().astimezone(ZoneInfo(zone)).date() - timedelta(days=1)
+    result = post(asker, submit_body(**days, **{"datasetConfig.timezone": zone})).json()["result"]
+    config = result["datasetConfig"]
+    assert (config["startDate"], config["endDate"]) == (str(yesterday), str(yesterday))
+    assert Job.objects.get().config == config
+
+    # and one day alone is completed, or names the other
+    days = {"datasetConfig.startDate": "2200-01-01", "datasetConfig.endDate": GONE}
+    assert "by default" in assert_refused(post(asker, submit_body(**days)))
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("enqueued_tasks", "files")
+def test_participants_without_days_are_all(asker: Client) -> None:
+    # given two participants, with more than a year between them
+    old, new = make_answer(1), make_answer(2)
+    old["ets"] = int(datetime(2019, 12, 31, tzinfo=UTC).timestamp() * 1000)
+    send_events(old, new)
+
+    # when / then
+    for days, count in (({}, 2), ({"startDate": "2020-01-01"}, 1), ({"endDate": "2020-01-01"}, 1)):
+        config = {"conversationId": BOT, **days}
+        request = submit_body(dataset=PRIVATE, datasetConfig=config, tag=f"all-{len(str(days))}")
+        result = post(asker, request).json()["result"]
+        assert result["datasetConfig"] == config
+        claimed = transitions.claim(Job.objects.get(request_id=result["requestId"]).pk)
+        assert claimed is not None
+        assert attempt.run(claimed)
+        assert claimed.files.get().row_count == count
+
+
+def test_zone_is_stored_by_one_name(asker: Client) -> None:
+    first, again = (
+        post(asker, submit_body(**{"datasetConfig.timezone": zone})).json()["result"]
+        for zone in ("Asia/Calcutta", "Asia/Kolkata")
+    )
+    assert first["datasetConfig"]["timezone"] == "Asia/Kolkata"
+    assert (again["requestId"], again["existing"]) == (first["requestId"], True)
+    for zone in ("localtime", "posixrules", "Factory"):
+        answer = post(asker, submit_body(**{"datasetConfig.timezone": zone}))
+        assert assert_refused(answer).startswith("request.datasetConfig.timezone: ")
+
+
 def test_an_unknown_hurry_is_refused(asker: Client) -> None:
     assert "priority" in assert_refused(post(asker, submit_body(priority="urgent")))
+
+
+# Found by the bot, and by the tag as it is answered --------------------------------------------
+
+
+def test_tag_with_channel_is_the_tag(asker: Client) -> None:
+    job = make_job()
+    for tag in ("daily", "daily:ORG_001"):
+        read = read_job(asker, tag, job.request_id).json()["result"]
+        assert read["tag"] == "daily:ORG_001"
+        assert [each["requestId"] for each in list_jobs(asker, tag).json()["result"]["jobs"]] == [
+            job.request_id
+        ]
+    cancelled = post_action(asker, "cancel", Job(tag=read["tag"], request_id=job.request_id))
+    assert cancelled.json()["result"]["status"] == "CANCELLED"
+    assert read_job(asker, "daily:ORG_002", job.request_id).status_code == 404
+
+
+def test_list_of_a_conversation(asker: Client) -> None:
+    # given jobs of a conversation under several tags, one of them its own id, and others
+    now = timezone.now()
+    made = [
+        make_job(tag=tag, submitted_at=now - timedelta(minutes=age))
+        for age, tag in enumerate(("first", BOT, "second", "third"))
+    ]
+    make_job(config=CONFIG | {"conversationId": "another"})
+    make_job(channel="ORG_002")
+
+    # when / then
+    pages = list_pages(asker, BOT, 3)
+    assert [request_id for page in pages for request_id in page] == [job.request_id for job in made]
+    assert [len(page) for page in pages] == [3, 1]
+    assert list_pages(asker, f"{BOT}:ORG_001", 10) == [[*pages[0], *pages[1]]]
+    assert list_pages(asker, "first", 3) == [[made[0].request_id]]
+
+
+@pytest.mark.parametrize("verb", ["read", "cancel", "retry", "revoke"])
+@pytest.mark.parametrize("query", ["", "?requestId=", "?requestid=x"])
+def test_missing_request_id_is_400(asker: Client, verb: str, query: str) -> None:
+    address = f"/dataset/v1/request/{verb}/daily{query}"
+    answer = asker.get(address) if verb == "read" else asker.post(address)
+    operation = "request.info" if verb == "read" else f"request.{verb}"
+    assert assert_refused(answer, operation=operation).startswith("requestId: Missing")
+
+
+def test_404_names_the_unknown_part(asker: Client) -> None:
+    make_job()
+    for tag, unknown in (("daily", "the tag has no such requestId"), ("x", "no such tag")):
+        sentence = assert_refused(
+            read_job(asker, tag, "0" * 32), 404, "RESOURCE_NOT_FOUND", "request.info"
+        )
+        assert sentence.endswith(unknown)
 
 
 # Page by page -----------------------------------------------------------------------------------
@@ -396,11 +626,18 @@ def make_many_jobs() -> None:
     def make_job_at(day: int, hour: int = 12) -> datetime:
         return datetime(2026, 3, day, hour, tzinfo=UTC)
 
-    make_job(tag="a-1", submitted_at=make_job_at(1), requested_by="asha")
-    make_job(tag="a-2", submitted_at=make_job_at(2, 0), status="FAILED")
+    bots = {number: CONFIG | {"conversationId": f"bot-{number}"} for number in (2, 3)}
+    for channel in ("ORG_001", "ORG_002"):
+        name = "Lunch bot" if channel == "ORG_001" else "Another"
+        Conversation.objects.create(channel=make_channel(channel), identifier="bot-2", name=name)
+    make_job(tag="a-1", submitted_at=make_job_at(1), requested_by="asha", request_id="AB12")
+    make_job(tag="a-2", submitted_at=make_job_at(2, 0), status="FAILED", config=bots[2])
     make_job(tag="b-1", submitted_at=make_job_at(2, 23), status="SUCCESS", dataset=PRIVATE)
     make_job(tag="b%1", submitted_at=make_job_at(3), status="CANCELLED", requested_by="Asha")
-    make_job(tag="a-3", submitted_at=make_job_at(1), channel="ORG_002", requested_by="asha")
+    make_job(
+        tag="a-3", submitted_at=make_job_at(1), channel="ORG_002", requested_by="asha",
+        config=bots[3],
+    )  # fmt: skip
 
 
 @pytest.mark.usefixtures("make_many_jobs")
@@ -423,6 +660,18 @@ def make_many_jobs() -> None:
         ({"requestedTo": "2026-03-02"}, {"a-1", "a-2", "b-1"}),
         ({"requestedFrom": "2026-03-02", "requestedTo": "2026-03-02"}, {"a-2", "b-1"}),
         ({"channel": "ORG_001", "status": "FAILED"}, {"a-2"}),
+        ({"tag": "a-1:ORG_001"}, {"a-1"}),
+        ({"tag": "a-1:ORG_002"}, set()),
+        ({"requestId": "AB12"}, {"a-1"}),
+        ({"conversationId": "bot-2"}, {"a-2"}),
+        ({"conversationId": "bot"}, set()),
+        ({"text": "B"}, {"a-1", "a-2", "b-1", "b%1"}),
+        ({"text": "b-"}, {"b-1"}),
+        ({"text": "ab1"}, {"a-1"}),
+        ({"text": "OT-2"}, {"a-2"}),
+        ({"text": "lunch"}, {"a-2"}),
+        ({"text": "%"}, {"b%1"}),
+        ({"text": "bot-3"}, set()),
     ],
 )
 def test_search(filters: dict[str, Any], tags: set[str], asker: Client) -> None:

@@ -95,6 +95,8 @@ def answer_at(mid: str, moment: str, **overrides: Any) -> dict[str, Any]:
 def test_datasets_and_scopes():
     assert {name: (dataset.is_private, dataset.scope) for name, dataset in DATASETS.items()} == {
         "uci-response-exhaust": (False, "export:response"),
+        "uci-survey-exhaust": (False, "export:response"),
+        "uci-summary-exhaust": (False, "export:response"),
         "uci-private-exhaust": (True, "export:private"),
         "events-exhaust": (True, "pull"),
         "sessions-exhaust": (True, "pull"),

@@ -2,17 +2,21 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.test import Client
 
 from exhaust.datasets import DATASETS
 from exhaust.datasets.base import FILTER_FIELDS, Dataset
+from exhaust.datasets.layout import arrange_columns
+from exhaust.datasets.selection import Selection
 from ingest.auth import keys
 from ingest.derive import deriver
-from ingest.models import Conversation
+from ingest.models import Conversation, StoredEvent
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust import corpus
+from tests.exhaust.datasets import surveys
 from tests.exhaust.datasets.test_events_dataset import make_click, send_clicks
 from tests.exhaust.factories import BOT
 from tests.ingest.telemetry_samples import DEVICE, STARTED_MS, answer
@@ -63,18 +67,23 @@ def fill() -> None:
     deriver.derive_all(60)
 
 
-def examples(dataset: Dataset) -> list[str]:
-    """The cells of the row with the fewest empty ones."""
-    selection = corpus.select_corpus(
+def select(dataset: Dataset) -> Selection:
+    return corpus.select_corpus(
         conversation_id=None if dataset.is_derived else corpus.select_corpus().conversation_id,
         start=corpus.RECEIVED_AT - timedelta(days=4000),
         end=corpus.RECEIVED_AT + timedelta(days=40000),
     )
+
+
+def examples(dataset: Dataset) -> list[str]:
+    """The cells of the row with the fewest empty ones."""
+    selection = select(dataset)
     rows = [[cell or "" for cell in row] for row in dataset.iterate_rows(selection)]
     return max(rows, key=lambda row: sum(map(bool, row)))
 
 
 def table(dataset: Dataset) -> str:
+    dataset = dataset.pin_columns(select(dataset), {})
     lines = ["| Column | Type | Meaning | Example |", "|---|---|---|---|"]
     for column, cell in zip(dataset.columns, examples(dataset), strict=True):
         example = SHOWN.get((column.header, column.kind), cell) if cell else ""
@@ -94,16 +103,55 @@ def section(dataset: Dataset) -> str:
         f"\n## `{dataset.name}`\n\n"
         f"{dataset.title}. A key needs the scope `{dataset.scope}`. Beside the days you may give"
         f" {', '.join(takes)}. {private}".rstrip()
-        + f"\n\n{table(dataset)}\n"
+        + f"\n\n{table(dataset)}\n{describe_legacy(dataset)}"
     )
+
+
+def describe_legacy(dataset: Dataset) -> str:
+    text = ""
+    if dataset.legacy_columns:
+        headers = [column.header for column in dataset.legacy_columns]
+        legacy = arrange_columns(dataset, {"columns": headers})
+        text = f"\nThese columns are only in files that name them:\n\n{table(legacy)}\n"
+    for name, headers in dataset.layouts.items():
+        text += f"\nThe layout `{name}` is {', '.join(headers)}.\n"
+    return text
+
+
+def survey_example() -> str:
+    """The survey and the summary of three sessions, without the conversation's columns."""
+    StoredEvent.objects.all().delete()
+    classes = {"1": "Class 1", "2": "Class 2"}
+    question: dict[str, Any] = {"question": "class", "options": classes, "title": "Which class?"}
+    surveys.store(
+        surveys.choose(1, "1", **question),
+        surveys.choose(12, "1", "3", title="Which meal?"),
+        surveys.reply(31, "=tasty, thanks", title="Why?"),
+        surveys.choose(65, "2", device="bela", session="s2", **question),
+        surveys.choose(70, "2", device="bela", session="s2", title="Which meal?"),
+        surveys.choose(81, "3", device="bela", session="s3", title="Which meal?"),
+    )
+    text = "\n## An example of both\n"
+    for name, config, dropped in (
+        (surveys.SURVEY, {"rows": "participant", "answers": "all"}, ()),
+        (surveys.SUMMARY, {}, ("Day", "X Path", "Question Id")),
+    ):
+        rows = surveys.read_table(name, **config)
+        headers = [header for header in rows[0] if header not in dropped]
+        cells = [[str(row[header] or "").replace("|", "\\|") for header in headers] for row in rows]
+        lines = [headers, ["---"] * len(headers), *cells]
+        setting = "".join(f", `{key}` `{value}`" for key, value in config.items())
+        text += f"\n`{name}`{setting}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return text
 
 
 @pytest.mark.django_db(transaction=True)  # a watermark passes committed rows only
 def test_page_matches_code(tmp_path: Path) -> None:
     fill()
 
+    sections = "".join(section(dataset) for dataset in DATASETS.values())
     by_hand = PAGE.read_text().partition(MARK)[0]
-    text = by_hand + MARK + "".join(section(dataset) for dataset in DATASETS.values())
+    text = by_hand + MARK + sections + survey_example()
 
     (tmp_path / "datasets.md").write_text(text)
     assert text == PAGE.read_text(), f"cp {tmp_path / 'datasets.md'} {PAGE}"

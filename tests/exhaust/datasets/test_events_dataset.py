@@ -467,6 +467,36 @@ def test_admin_form_submits_datasets(
         assert not Job.objects.exists()
 
 
+def test_admin_form_takes_all_of_a_request(admin_client: Client, enqueued_tasks: list[str]) -> None:
+    # given the form with every field, of an application that the channel lacks
+    send_events(make_answer(1))
+    form = {
+        "dataset": "events-exhaust", "tag": "t", "first_day": "2022-03-01", "zone": "UTC",
+        "last_day": "2022-03-31", "channel": make_channel().pk, "output_format": "csv",
+        "types": "ASSESS\nSTART\n", "application": "shop", "columns": "Type\nTimestamp",
+        "timestamps": "local", "priority": "2", "callback_url": "https://a.example/told",
+        "not_before": "2030-01-01 00:00", "deliver_to": "nowhere", "rows": "session",
+    }  # fmt: skip
+    for name, message in (
+        ("not_before", "At most 31 days from now"), ("rows", "events-exhaust takes none"),
+        ("deliver_to", "no destination for files of that name"),
+        ("application", "no application of that id"),
+    ):  # fmt: skip
+        page = admin_client.post("/admin/exhaust/job/add/", form)
+        assert message in str(page.context["adminform"].form.errors[name])
+        del form[name]
+
+    # when / then
+    assert admin_client.post("/admin/exhaust/job/add/", form).status_code == 302
+    job = Job.objects.get()
+    assert (job.priority, job.callback_url) == (Job.Priority.LOW, "https://a.example/told")
+    assert job.config == {
+        "type": "events-exhaust", "startDate": "2022-03-01", "endDate": "2022-03-31",
+        "timezone": "UTC", "types": ["ASSESS", "START"], "columns": ["Type", "Timestamp"],
+        "timestamps": "local",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("dataset", NEW)
 def test_schedule_submits_datasets(enqueued_tasks: list[str], dataset: str) -> None:
     caller = Client(headers=bearer(make_key(DATASETS[dataset].scope)))

@@ -332,6 +332,8 @@ def test_since_must_name_own_file(caller: Client) -> None:
         ("timezone", "Asia/Kolkata"),
         ("conversationId", "another"),
         ("types", ["START"]),
+        ("columns", ["Event ID"]),
+        ("timestamps", "local"),
     ],
 )
 def test_since_requires_same_filters(caller: Client, field: str, value: Any) -> None:
@@ -340,6 +342,27 @@ def test_since_requires_same_filters(caller: Client, field: str, value: Any) -> 
     assert answered.status_code == 400
     sentence = answered.json()["params"]["errmsg"]
     assert sentence.startswith(f"request.datasetConfig.{field}: Differs from the request in since")
+
+
+def test_since_takes_an_old_name_of_the_zone(caller: Client) -> None:
+    base = make_finished(dataset=EVENTS, config=config(EVENTS, timezone="Asia/Calcutta"))
+    answered = submit_request(caller, EVENTS, since=base.request_id, timezone="Asia/Kolkata")
+    assert answered.status_code == 200, answered.content
+    answered = submit_request(caller, EVENTS, since=base.request_id, timezone="Asia/Colombo")
+    assert answered.status_code == 400
+
+
+def test_since_requires_same_column_order(caller: Client) -> None:
+    columns = ["Event ID", "Type"]
+    fields = config(EVENTS, columns=columns, timestamps="utc")
+    base = make_finished(dataset=EVENTS, config=fields)
+
+    def submit_since(**more: Any) -> int:
+        return int(submit_request(caller, EVENTS, since=base.request_id, **more).status_code)
+
+    assert submit_since(columns=columns) == 200
+    assert submit_since(columns=columns[::-1]) == 400
+    assert submit_since() == 400
 
 
 def test_participants_take_no_since(caller: Client) -> None:

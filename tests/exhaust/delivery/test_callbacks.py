@@ -823,7 +823,7 @@ def test_admin_requeues_callbacks(operator: Client) -> None:
             follow=True,
         )
         assert "1 will be delivered again" in answer.content.decode()
-        assert "1 are still being delivered" in answer.content.decode()
+        assert "1 is still being delivered" in answer.content.decode()
         deliver_once(callback)
 
     assert (callback.answer, callback.attempt, callback.status) == (200, 1, "delivered")

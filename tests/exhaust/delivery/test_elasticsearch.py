@@ -24,6 +24,7 @@ from exhaust.delivery import (
     sender,
 )
 from exhaust.models import Delivery, Destination
+from ingest.feed import reader
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.destinations import (
     FakeElasticsearch,
@@ -129,6 +130,14 @@ def test_official_client_reads_sample(client: Client) -> None:
         refused = client.get(f"/export/{address}", headers=bearer(make_key("export:response")))
         assert refused.status_code == 403
     assert client.get("/export/sample?format=csv", headers=headers).status_code == 400
+
+
+def test_sample_looks_at_newest_sessions(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = int(timezone.now().timestamp() * 1000)
+    emit_sessions(*range(6), startTime=now - 5000, endTime=now - 1000)
+    headers = bearer(make_key("pull"))
+    monkeypatch.setattr(reader, "WINDOW_ROWS", 2)
+    assert len(client.get("/export/sample", headers=headers).content.splitlines()) == 2
 
 
 def test_large_sample_is_shorter(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

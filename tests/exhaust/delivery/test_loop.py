@@ -10,11 +10,19 @@ from django.utils import timezone
 from exhaust.delivery import callbacks, loop, pump
 from exhaust.delivery.backoff import Backoff
 from exhaust.delivery.http_client import Answer, NoAnswer
-from exhaust.models import Callback
+from exhaust.models import Callback, Destination
 from tests.exhaust.destinations import make_destination
 from tests.exhaust.factories import make_finished
 
 pytestmark = pytest.mark.django_db
+
+
+def make_due_destination() -> Destination:
+    destination = make_destination()
+    destination.dead_letters.create(
+        row=1, xid=1, document_id="a", answer=400, reason="", requeued_at=timezone.now()
+    )
+    return destination
 
 
 def make_due_callback() -> Callback:
@@ -26,7 +34,7 @@ def make_due_callback() -> Callback:
 
 each_kind = pytest.mark.parametrize(
     ("make_row", "find_due"),
-    [(make_destination, pump.find_due), (make_due_callback, callbacks.find_due)],
+    [(make_due_destination, pump.find_due), (make_due_callback, callbacks.find_due)],
     ids=["destination", "callback"],
 )
 

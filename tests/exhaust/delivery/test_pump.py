@@ -27,13 +27,14 @@ from exhaust.maintenance import daily
 from exhaust.models import DeadLetter, Delivery, Destination
 from ingest.derive import deriver
 from ingest.events import Batch
-from ingest.feed import values
+from ingest.feed import reader, values
 from ingest.feed.watermark import fetch_watermark
-from ingest.models import Application, Participant, ReadCount, Session
+from ingest.models import Application, Participant, ReadCount, Session, StoredEvent
 from ingest.privacy import consent, erasure
 from ingest.store import batches as store
 from tests.conftest import make_channel
 from tests.exhaust.destinations import (
+    LONG_AGO,
     deliver_all,
     derive_sessions,
     emit_sessions,
@@ -44,6 +45,7 @@ from tests.exhaust.destinations import (
     received_ids,
     wait_for_watermark,
 )
+from tests.exhaust.factories import make_answer, send_events
 from tests.exhaust.receiver import Receiver, Silent, drip, reset_connection, respond_with
 from tests.ingest.derive.test_sessions import MINUTE, event
 
@@ -204,6 +206,41 @@ def test_batch_ends_by_count_bytes_or_linger(
         Session.objects.update(modified_at=timezone.now() - timedelta(seconds=31))
         deliver_all(destination)
         assert len(receiver.received) == 7
+
+
+@pytest.mark.parametrize("resource", ["sessions", "events"])
+def test_only_destinations_with_work_are_due(resource: str) -> None:
+    with Receiver() as receiver:
+        destination = make_destination(receiver, resource=resource)
+        assert not pump.find_due().exists()
+        emit_sessions(1)
+        assert pump.find_due().exists()
+        deliver_all(destination)
+        make_due(destination)
+        assert not pump.find_due().exists()
+        emit_sessions(2, channel="ORG_002")
+        assert not pump.find_due().exists()
+        destination.dead_letters.create(
+            row=1, xid=1, document_id="a", answer=400, reason="", requeued_at=timezone.now()
+        )
+        assert pump.find_due().exists()
+
+
+def test_unwanted_documents_move_the_cursor() -> None:
+    emit_sessions(1)
+    with Receiver() as receiver:
+        destination = deliver_all(make_destination(receiver, resource="events", types=["other"]))
+    assert receiver.received == []
+    assert is_at_end(destination)
+    assert destination.next_at > timezone.now() - LONG_AGO
+
+
+def test_batch_waits_for_its_first_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump, "LINGER", timedelta(seconds=20))
+    emit_sessions(1, 2)
+    destination = deliver_all(make_destination())
+    first = Session.objects.order_by("xid", "id")[0]
+    assert destination.next_at == first.modified_at + timedelta(seconds=20)
 
 
 def test_own_ingest_accepts_push(client: Client) -> None:
@@ -510,9 +547,14 @@ def sent_with_the_next_read_ahead() -> tuple[pump.Work, pump.Prefetched]:
     return work, queue.prefetched[work.destination.pk]
 
 
-def prepared(ahead: pump.Prefetched | None = None) -> pump.Work:
+def claim_due() -> Destination:
     claimed = loop.claim(pump.find_due())
     assert claimed is not None
+    return claimed
+
+
+def prepared(ahead: pump.Prefetched | None = None) -> pump.Work:
+    claimed = claim_due()
     queue = pump.PushQueue()
     if ahead is not None:
         queue.prefetched[claimed.pk] = ahead
@@ -590,8 +632,51 @@ def test_batch_is_read_in_two_queries(
 
     # then
     assert batch.documents == every.documents[:10]
-    assert (batch.end_position, batch.is_full) == (every.documents[9].position, True)
+    assert (batch.end_position, batch.has_more) == (every.documents[9].position, True)
     assert steps == [2, 8]
+
+
+def test_search_for_rare_documents_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a wanted event after nine others, and a turn that searches three
+    send_events(*(make_answer(number) for number in range(9)))
+    send_events({**make_answer(9), "eid": "RARE"})
+    wait_for_watermark()
+    StoredEvent.objects.update(received_at=timezone.now() - timedelta(hours=1))
+    monkeypatch.setattr(reader, "WINDOW_ROWS", 3)
+    monkeypatch.setattr(batches, "SEARCH_SECONDS", 0)
+    monkeypatch.setattr(batches, "COUNT_SECONDS", 0)
+    with Receiver() as receiver:
+        destination = make_destination(receiver, resource="events", types=["RARE"])
+
+        # when / then each turn moves the cursor, and the next one is due at once
+        for turn in range(3):
+            lag = destinations.measure_lag(destination)
+            assert (lag.documents, lag.seconds > 3500) == (0, True)
+            before = destination.cursor_xid, destination.cursor_id
+            work = pump.PushQueue().prepare(claim_due())
+            assert work is None
+            destination.refresh_from_db()
+            assert (destination.cursor_xid, destination.cursor_id) > before
+            assert destination.next_at <= timezone.now(), turn
+        assert destinations.measure_lag(destination).documents == 1
+        deliver_all(destination)
+    assert [document["deviceId"] for document in received_documents(receiver)] == ["device-9"]
+    assert is_at_end(destination)
+    assert destinations.measure_lag(destination) == destinations.Lag(0, 0.0)
+
+
+def test_batch_is_filled_across_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(12):
+        send_events({**make_answer(number), "eid": "ASSESS" if number % 3 else "START"})
+    wait_for_watermark()
+    monkeypatch.setattr(reader, "WINDOW_ROWS", 2)
+    monkeypatch.setattr(batches, "FIRST_READ_ROWS", 1)
+    destination = make_destination(resource="events", types=["START"])
+    batch = batches.read_batch(destination, 3, values.START)
+    assert (len(batch.documents), batch.has_more) == (3, True)
+    batch = batches.read_batch(destination, 3, batch.end_position)
+    assert (len(batch.documents), batch.has_more) == (1, False)
+    assert batches.count_waiting(destination)[0] == 4
 
 
 def test_parallel_pumps_send_each_batch_once() -> None:

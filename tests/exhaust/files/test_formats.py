@@ -20,6 +20,7 @@ from typing import Any
 
 import openpyxl
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from django.test import Client
 from django.utils import timezone
@@ -27,6 +28,8 @@ from django.utils import timezone
 from exhaust.datasets import DATASETS
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.cells import Column, Kind, escape_formula, is_number
+from exhaust.datasets.layout import arrange_columns
+from exhaust.datasets.local_time import format_local
 from exhaust.datasets.selection import Selection
 from exhaust.feed.pages import LAST_ID
 from exhaust.files import orphans, storage, writer
@@ -147,7 +150,9 @@ def read_xlsx(data: bytes, columns: Any) -> tuple[list[str], Rows]:
 
 def expected_headers(form: str, columns: Sequence[Column]) -> list[str]:
     return [
-        f"{column.header} (UTC)" if form == "xlsx" and column.kind == "time" else column.header
+        f"{column.header} ({column.zone})"
+        if form == "xlsx" and column.kind == "time"
+        else column.header
         for column in columns
     ]
 
@@ -202,6 +207,8 @@ def expected(form: str, kind: Kind, cell: str | None) -> Any:
 @each_way
 def test_formats_hold_same_cells_as_csv(form: Format, dataset: Dataset, portable: bool):
     selection = fill()
+    if dataset.name == "uci-summary-exhaust":  # which counts then
+        dataset = dataset.pin_columns(selection, {})
     headers, cells = read_csv(write_bytes(FORMATS["csv"], dataset, selection, portable=True), None)
     kinds = [column.kind for column in dataset.columns]
 
@@ -220,11 +227,67 @@ def test_formats_hold_same_cells_as_csv(form: Format, dataset: Dataset, portable
 @each_dataset
 def test_attempts_make_same_bytes(form: Format, dataset: Dataset, monkeypatch: pytest.MonkeyPatch):
     selection = fill()
+    dataset = dataset.pin_columns(selection, {})
     first = write_bytes(form, dataset, selection)
     monkeypatch.setattr("time.time", lambda: 2e9)
 
     assert write_bytes(form, dataset, selection) == first
     assert write_bytes(form, dataset, selection, portable=True) == first
+
+
+@pytest.mark.django_db(transaction=True)  # derived rows are committed
+@each_form
+@each_dataset
+@each_way
+def test_columns_and_zone_as_asked(form: Format, dataset: Dataset, portable: bool):
+    selection = fill()
+    if dataset.name == "uci-summary-exhaust":  # which counts then
+        dataset = dataset.pin_columns(selection, {})
+    headers, cells = read_csv(write_bytes(FORMATS["csv"], dataset, selection), None)
+    picked = headers[::-2]
+    config = {"columns": picked, "timestamps": "local", "timezone": "Asia/Kolkata"}
+    arranged = arrange_columns(dataset, config)
+
+    data = write_bytes(form, arranged, selection, portable=portable)
+
+    found_headers, rows = read(form.name, data, arranged)
+    assert found_headers == expected_headers(form.name, arranged.columns)
+    assert [header.removesuffix(" (Asia/Kolkata)") for header in found_headers] == picked
+    assert len(rows) == len(cells) > 1
+    for row, line in zip(rows, cells, strict=True):
+        utc_cells = dict(zip(headers, line, strict=True))
+        local_cells = [
+            format_local(cell, column.zone)
+            if (cell := utc_cells[column.header]) and column.kind == "time"
+            else cell
+            for column in arranged.columns
+        ]
+        assert row == [
+            expected(form.name, column.kind, cell)
+            for column, cell in zip(arranged.columns, local_cells, strict=True)
+        ]
+
+
+@pytest.mark.django_db
+def test_xlsx_dates_fit_their_columns():
+    data = write_bytes(FORMATS["xlsx"], DATASETS[RESPONSE], corpus.select_corpus())
+
+    sheet = openpyxl.load_workbook(io.BytesIO(data)).active
+    (widths,) = sheet.column_dimensions.values()
+    assert (widths.min, widths.max, widths.width) == (1, 17, 28)  # a time has 23 characters
+    assert sheet.sheet_format.defaultRowHeight == 18
+
+
+@pytest.mark.django_db
+def test_parquet_names_the_zone():
+    config = {"columns": ["Timestamp"], "timestamps": "local", "timezone": "Asia/Kolkata"}
+    arranged = arrange_columns(DATASETS[RESPONSE], config)
+
+    data = write_bytes(FORMATS["parquet"], arranged, corpus.store_corpus())
+
+    schema = pq.read_schema(io.BytesIO(data))
+    assert str(schema.field("Timestamp").type) == "timestamp[ms, tz=Asia/Kolkata]"
+    assert schema.field("Timestamp").metadata[b"description"].startswith(b"When, in Asia/Kolkata")
 
 
 @pytest.mark.django_db
@@ -682,7 +745,9 @@ def test_xlsx_row_limit_is_excels():
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("small_sheet")
-@pytest.mark.parametrize("dataset", sorted(set(DATASETS) - {"users-exhaust"}))  # changed today
+@pytest.mark.parametrize(  # users changed today, and a summary has a limit of its own
+    "dataset", sorted(set(DATASETS) - {"users-exhaust", "uci-summary-exhaust"})
+)
 def test_too_many_rows_fail_before_writing(
     dataset: str, files: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -737,8 +802,8 @@ def test_long_xlsx_cell_is_cut_and_counted(text: str, kept: int, files: Path):
     is_cut = kept < len(text)
     assert (job.status, job.status_message) == (
         "SUCCESS",
-        "1 cells are longer than the 32,767 characters that xlsx holds, and end there; csv, jsonl"
-        " and parquet have them whole."
+        "Cells longer than the 32,767 characters that xlsx holds: 1. They end there; csv, jsonl and"
+        " parquet have them whole."
         if is_cut
         else "",
     )
@@ -756,8 +821,8 @@ def test_unconvertible_cells_in_message(files: Path):
 
     # when / then
     assert run(output_format="parquet").status_message == (
-        "1 cells hold no number where their column has numbers; parquet leaves them empty, csv and"
-        " jsonl do not."
+        "Cells without a number in a column of numbers: 1. Parquet leaves them empty, csv and jsonl"
+        " do not."
     )
     assert run(output_format="jsonl", tag="lines").status_message == ""
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from botocore.retries.standard import ExponentialBackoff
 from django.db import connections
+from django.db.models import F
 from django.utils import timezone
 
 from exhaust.files import storage
@@ -154,6 +155,22 @@ def test_attempt_has_a_deadline(bad_server: BadServer, bucket: S3Storage) -> Non
     assert bad_server.connections == before
 
 
+def test_removal_is_not_cut_off() -> None:
+    # given two attempts in a call that another thread can end; one is removing what it stored
+    ended: list[str] = []
+    storing, removing = CallLimit(60), CallLimit(60)
+    storing.end_call = lambda: bool(ended.append("put"))
+    removing.end_call = lambda: bool(ended.append("delete"))
+    removing.shorten()
+
+    # when the lease of both is lost
+    storing.end()
+    removing.end()
+
+    # then the removal goes on, for its few seconds
+    assert ended == ["put"]
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("behaviour", ["silent", "deaf", "trickle"])
 def test_cancel_frees_hanging_worker(
@@ -280,6 +297,7 @@ def move_time(job: Job, seconds: float) -> None:
     names = ("submitted_at", "due_at", "started_at", "storage_failed_at")
     values = {name: row[name] - earlier for name in names if row[name] is not None}
     Job.objects.filter(pk=job.pk).update(**values)
+    job.transitions.update(changed_at=F("changed_at") - earlier)
 
 
 def run_next() -> Job | None:
@@ -328,6 +346,17 @@ def test_outage_ends_after_a_day(outage: pytest.MonkeyPatch) -> None:
     assert row["status_message"] == (
         "Storage is unreachable, for 24 hours. Send the request again when it works."
     )
+
+
+@pytest_outage
+def test_wait_for_a_time_is_no_outage(outage: pytest.MonkeyPatch) -> None:
+    # given a job that was not to run for two days
+    job = make_job()
+    Job.objects.filter(pk=job.pk).update(submitted_at=job.submitted_at - timedelta(days=2))
+
+    assert run_next() is not None
+
+    assert fetch_job_row(job)["status"] == "SUBMITTED"
 
 
 @pytest_outage

@@ -11,6 +11,7 @@ from django.db import DataError, OperationalError, connection
 from psycopg.errors import QueryCanceled
 
 from exhaust.datasets import DATASETS
+from exhaust.datasets.layout import arrange_columns
 from exhaust.datasets.selection import Selection
 from exhaust.files import parallel_copy, writer
 from exhaust.files.formats import FORMATS
@@ -66,6 +67,29 @@ def test_slices_make_same_bytes(name: str, limit: int, monkeypatch: pytest.Monke
     assert (slices[0].start, slices[-1].end) == (selection.start, selection.end)
     assert write_parts(selection, name, limit) == whole
     assert lanes() == []
+
+
+def test_sent_slice_may_wait_for_its_reader(settings: Any) -> None:
+    name = "idle_in_transaction_session_timeout"
+    query = f"SELECT setting FROM pg_settings WHERE name = '{name}'"
+
+    (row,) = copy_rows([(query, {})], by_line=False, statements=CancellableQueries())
+
+    assert int(row[0]) == settings.EXHAUST_MAX_SECONDS * 1000
+
+
+def test_slices_take_chosen_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"columns": ["Timestamp", "Question Response", "Device ID"], "timestamps": "local"}
+    arranged = arrange_columns(RESPONSE, config | {"timezone": "Europe/London"})
+    selection = corpus.store_corpus()
+    progress = writer.Progress()
+    portable = b"".join(writer.iter_blocks(arranged, selection, progress, portable=True))
+    monkeypatch.setattr(arranged, "estimate_rows", lambda _: 7, raising=False)
+    monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 1)
+
+    assert len(writer.split_by_time(arranged, selection)) == 7
+    assert b"".join(writer.iter_blocks(arranged, selection, progress)) == portable
+    assert b"+01:00" in portable
 
 
 def test_same_time_rows_share_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:

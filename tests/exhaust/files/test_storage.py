@@ -207,6 +207,27 @@ def test_large_file_uses_multipart(storage_case: StorageCase) -> None:
         assert tag.strip('"').endswith("-3")  # three parts
 
 
+def test_read_range(storage_case: StorageCase) -> None:
+    storage_case.storage.put("a.csv", stream(b"0123456789"), CSV)
+
+    assert storage_case.storage.read_range("a.csv", 0, 4) == b"0123"
+    assert storage_case.storage.read_range("a.csv", 8, 40) == b"89"
+    with pytest.raises(FileNotFoundError):
+        storage_case.storage.read_range("b.csv", 0, 4)
+
+
+def test_purge_leaves_neighbours(storage_case: StorageCase) -> None:
+    for key in ("a/1.csv", "a/1.csv.gz", "b/1.csv"):
+        storage_case.storage.put(key, stream(b"x"), CSV)
+    start_upload(storage_case, "a/1.csv")
+
+    storage_case.storage.purge("a/1.csv")
+    storage_case.storage.purge("a/never.csv")
+
+    assert sorted(storage_case.list_keys()) == ["a/1.csv.gz", "b/1.csv"]
+    assert list(storage_case.storage.list_versions("a/")) == ["a/1.csv.gz"]
+
+
 def start_upload(place: StorageCase, key: str) -> None:
     """Leaves an upload as a process that is killed in the middle of a file."""
     if place.client is None:
@@ -393,6 +414,34 @@ def test_missing_bucket_is_storage_error(moto: StorageCase) -> None:
     with pytest.raises(StorageError, match="NoSuchBucket"):
         missing_bucket.delete("a.csv")
     assert moto.list_keys() == []
+
+
+def test_purge_ends_old_versions(moto: StorageCase) -> None:
+    # given a bucket that keeps versions, a file that was replaced, and one that was deleted
+    moto.client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+    for key in ("a/1.csv", "a/1.csv", "a/2.csv", "a/20.csv"):
+        moto.storage.put(key, stream(b"of a person"), CSV)
+    moto.storage.delete("a/2.csv")
+
+    # when
+    assert list(moto.storage.list_keys("a/")) == ["a/1.csv", "a/20.csv"]
+    assert sorted(set(moto.storage.list_versions("a/"))) == ["a/1.csv", "a/2.csv", "a/20.csv"]
+    for key in ("a/1.csv", "a/2.csv"):
+        moto.storage.purge(key)
+
+    # then no version is left, nor a mark of the deletion
+    listed = moto.client.list_object_versions(Bucket=BUCKET)
+    assert [version["Key"] for version in listed["Versions"]] == ["a/20.csv"]
+    assert "DeleteMarkers" not in listed
+
+
+def test_purge_sees_versions_that_stay(moto: StorageCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    moto.storage.put("a.csv", stream(b"of a person"), CSV)
+    monkeypatch.setattr(moto.client, "delete_object", lambda **_: None)
+    monkeypatch.setattr(moto.storage, "client", moto.client)
+
+    with pytest.raises(StorageError, match="still there"):
+        moto.storage.purge("a.csv")
 
 
 def test_signed_url_is_v4_and_expires(moto: StorageCase) -> None:

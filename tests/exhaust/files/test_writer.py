@@ -251,7 +251,7 @@ def test_line_chunk_equals_single_lines(limit: int) -> None:
     blocks = []
     for chunk_lines in (lines[:7], lines[7:]):
         chunk = LineChunk(b"".join(chunk_lines), list(accumulate(map(len, chunk_lines))))
-        while chunk.lines_left:
+        while chunk.rows_left:
             blocks.append(together.add_lines(chunk))
 
     # then

@@ -626,6 +626,7 @@ def test_slow_writer_loses_no_event(files: Path, monkeypatch: pytest.MonkeyPatch
     # then no file without the committed event is handed out, now or later
     if not published:
         assert File.objects.count() == 0
+        assert fetch_job_row(job)["uncounted_attempts"] == 1
         assert attempt.run(claim_job(job))
     assert File.objects.get().row_count == 1
 

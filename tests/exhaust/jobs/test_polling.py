@@ -1,9 +1,11 @@
 """The fast path reads the same values as the ORM."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import pytest
+from django.db import connection, transaction
 from django.utils import timezone
 
 from exhaust.api import response_bodies
@@ -21,7 +23,6 @@ from tests.exhaust.factories import (
     make_finished,
     make_job,
 )
-from tests.loops import run_loop
 
 pytestmark = pytest.mark.django_db
 
@@ -49,14 +50,17 @@ def make_every_kind() -> list[Job]:
     links.create(used.files.get(), timezone.now() + timedelta(hours=2))
     Link.objects.filter(file__job=used).update(use_count=100)
     links.create(used.files.get(), timezone.now() + timedelta(hours=1))
+    shared = make_finished()
+    links.share(shared.files.get(), 3600)
+    links.create(shared.files.get(), timezone.now() + timedelta(hours=1))
     deleted = make_finished()
     File.objects.filter(job=deleted).update(deleted_at=timezone.now())
     withdrawn = make_finished()
     File.objects.filter(job=withdrawn).update(withdrawn_at=timezone.now())
     make_file(withdrawn).save()
     return [
-        *waiting, delayed, running, failed, cancelled, called_back, in_parts, linked, used, deleted,
-        withdrawn,
+        *waiting, delayed, running, failed, cancelled, called_back, in_parts, linked, used, shared,
+        deleted, withdrawn,
     ]  # fmt: skip
 
 
@@ -79,7 +83,7 @@ def test_tag_pages_match_orm() -> None:
     make_job(tag="another")
     make_job(channel="ORG_002")
     make_job(dataset="uci-private-exhaust")
-    filters = Filters(expected[0].channel_id, [RESPONSE], tag="daily")
+    filters = Filters(expected[0].channel_id, [RESPONSE], tag_or_conversation="daily")
     request_ids: list[str] = []
     cursor = None
     readers = [polling.fetch_page, queries.search_jobs]
@@ -103,8 +107,9 @@ def test_fetch_of_foreign_job_is_none() -> None:
     assert polling.fetch_job(other, job.tag, job.request_id) is None
     assert polling.fetch_job(job.channel_id, "another", job.request_id) is None
     assert polling.fetch_job(job.channel_id, job.tag, "0" * 32) is None
-    assert polling.fetch_page(Filters(other, [RESPONSE], tag=job.tag), 5, None).jobs == []
-    assert polling.fetch_page(Filters(job.channel_id, [], tag=job.tag), 5, None).jobs == []
+    for channel, datasets in ((other, [RESPONSE]), (job.channel_id, [])):
+        filters = Filters(channel, datasets, tag_or_conversation=job.tag)
+        assert polling.fetch_page(filters, 5, None).jobs == []
 
 
 def read_versions(keys: Sequence[JobKey | PageKey]) -> list[list[str]]:
@@ -115,7 +120,7 @@ def read_versions(keys: Sequence[JobKey | PageKey]) -> list[list[str]]:
         finally:
             reader.close()
 
-    return run_loop(read())
+    return asyncio.run(read())
 
 
 @pytest.mark.postgresql
@@ -129,7 +134,7 @@ def test_group_keeps_channels_apart() -> None:
     keys = [JobKey(job.channel_id, job.tag, job.request_id) for job in (own, other, own, alone)]
     foreign = JobKey(own.channel_id, alone.tag, alone.request_id)
     pages = [
-        PageKey(Filters(channel, [RESPONSE], tag="daily"), 10)
+        PageKey(Filters(channel, [RESPONSE], tag_or_conversation="daily"), 10)
         for channel in (own.channel_id, other.channel_id)
     ]
 
@@ -156,6 +161,7 @@ CHANGES: dict[str, Callable[[Job], object]] = {
     "expiry": lambda job: Link.objects.filter(file__job=job).update(expires_at=timezone.now()),
     "use": lambda job: Link.objects.filter(file__job=job).update(use_count=1),
     "callback": lambda job: Callback.objects.filter(job=job).update(attempt=3),
+    "delivery": lambda job: job.deliveries.filter(kind="files").update(error="full"),
 }
 
 
@@ -163,7 +169,7 @@ CHANGES: dict[str, Callable[[Job], object]] = {
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_change_makes_another_version(change: Callable[[Job], object]) -> None:
-    job = make_finished(callback_url="https://example.org/told")
+    job = make_finished(callback_url="https://example.org/told", deliver_to="nowhere")
     callbacks.create_callback(job)
     links.create(job.files.get(), timezone.now() + timedelta(hours=1))
     keys = [JobKey(job.channel_id, job.tag, job.request_id)]
@@ -172,6 +178,47 @@ def test_change_makes_another_version(change: Callable[[Job], object]) -> None:
     change(job)
 
     assert read_versions(keys) != before
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_page_of_a_tag_reads_its_own_jobs() -> None:
+    # given a channel whose jobs share their conversation, as where it has one bot
+    job = make_job(tag="some", request_id="A" * 32)
+    others = [
+        Job(channel_id=job.channel_id, tag=f"day-{n}", request_id=f"{n:032}", dataset=RESPONSE,
+            config=job.config, fingerprint=job.fingerprint, requested_by="asha")
+        for n in range(3_000)
+    ]  # fmt: skip
+    Job.objects.bulk_create(others)
+    pages = [
+        PageKey(Filters(job.channel_id, [RESPONSE], tag_or_conversation=name), 10)
+        for name in ("some", "day-7", "none")
+    ]
+
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE exhaust_job")
+        with transaction.atomic():
+            found = polling.fetch_pages(pages)
+            cursor.execute(
+                "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables"
+                " WHERE relname = 'exhaust_job'"
+            )
+            rows_read = cursor.fetchone()[0]
+
+    assert [len(page.jobs) for page in found] == [1, 1, 0]
+    assert rows_read < 100
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_shared_link_makes_no_other_version() -> None:
+    job = make_finished()
+    keys = [JobKey(job.channel_id, job.tag, job.request_id)]
+    before = read_versions(keys)
+    links.share(job.files.get())
+    Link.objects.update(use_count=1)
+    assert read_versions(keys) == before
 
 
 @pytest.mark.postgresql

@@ -40,7 +40,7 @@ def caller() -> Client:
 
 def post_preview(caller: Client, dataset: str = RESPONSE, **filters: Any) -> Any:
     config = {"startDate": "2022-03-01", "endDate": "2022-12-31", **filters}
-    if dataset in {RESPONSE, PRIVATE}:
+    if "conversationId" in DATASETS[dataset].required_fields:
         config.setdefault("conversationId", BOT)
     if dataset == USERS:
         now = timezone.now()
@@ -149,10 +149,11 @@ def test_preview_shows_no_personal_data(caller: Client, dataset: str) -> None:
     rows = response.json()["result"]["rows"]
     assert rows
     assert [secret for secret in [*SECRETS, "919000000001"] if secret in str(rows)] == []
-    assert "***" in str(rows)
+    has_personal = any(column.is_personal for column in DATASETS[dataset].columns)
+    assert ("***" in str(rows)) == has_personal
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", sorted(set(DATASETS) - {"uci-summary-exhaust"}))  # counts
 def test_files_hold_what_previews_mask(dataset: str) -> None:
     store_secrets()
     unmasked = str(

@@ -23,7 +23,7 @@ from exhaust.jobs import schedules
 from exhaust.jobs import submit as submissions
 from exhaust.models import Job, Schedule
 from ingest.events import RequestError
-from ingest.models import ApiKey
+from ingest.models import ApiKey, Application
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.api.test_api import assert_envelope, assert_refused
 from tests.exhaust.factories import BOT, PRIVATE, RESPONSE, make_job
@@ -298,7 +298,7 @@ def test_slot_submits_one_request() -> None:
 
     job = Job.objects.get()
     assert (job.tag, job.dataset, job.requested_by) == ("daily-2026-03-09", RESPONSE, "user_id")
-    assert (job.priority, job.schedule_id) == (Job.Priority.NIGHTLY, schedule.pk)
+    assert (job.priority, job.schedule_id) == (Job.Priority.LOW, schedule.pk)
     assert (job.callback_url, job.output_format) == ("https://example.org/told", "csv")
     assert job.config == {
         "type": RESPONSE,
@@ -509,7 +509,7 @@ def test_rejected_slot_is_retried(settings: Any) -> None:
     row = schedule_values(schedule)
     assert not Job.objects.exclude(pk=waiting.pk).exists()
     assert (row["next_at"], row["failing_since"]) == (SLOT, later)
-    assert "1 requests waiting" in row["last_error"]
+    assert "1 request waiting" in row["last_error"]
 
     # when there is room again
     waiting.delete()
@@ -534,7 +534,7 @@ def test_rejected_slot_is_dropped_later(
 
     row = schedule_values(schedule)
     assert (row["next_at"], row["failing_since"], row["paused_at"]) == (SLOT + DAY, None, None)
-    assert "1 requests waiting" in row["last_error"]
+    assert "1 request waiting" in row["last_error"]
     assert row["last_error"].endswith("Given up after an hour; due since 2026-03-10 06:00 UTC.")
     waiting.delete()
     assert schedules.submit_due(SLOT + HOUR + MINUTE) == 0
@@ -841,7 +841,7 @@ def put_schedule(client: Client, name: str = "daily", payload: Any = None, **hea
 
 SHAPE = [
     "name", "requestedChannel", "cron", "timezone", "dataset", "conversationId", "window", "tag",
-    "outputFormat", "requestedBy", "callbackUrl", "encryption", "paused", "nextRun",
+    "outputFormat", "requestedBy", "callbackUrl", "encryption", "priority", "paused", "nextRun",
     "nextWindow", "nextTag", "lastError", "jobs",
 ]  # fmt: skip
 
@@ -870,6 +870,28 @@ def test_put_and_get_schedule(asker: Client) -> None:
 
 
 @pytest.mark.django_db
+def test_schedule_with_columns(asker: Client) -> None:
+    fields = {"columns": ["Eof", "Device ID"], "timestamps": "local"}
+
+    saved = put_schedule(asker, payload=schedule_body(**fields)).json()["result"]
+    assert {name: saved[name] for name in fields} == fields
+    schedules.submit_slot(Schedule.objects.get(), SLOT)
+    assert Job.objects.get().config.items() >= (fields | {"timezone": "Asia/Kolkata"}).items()
+
+    survey = {"dataset": "uci-survey-exhaust", "rows": "participant", "answers": "all"}
+    saved = put_schedule(asker, "survey", schedule_body(**survey)).json()["result"]
+    assert {name: saved[name] for name in survey} == survey
+    assert "by" not in saved
+    schedules.submit_slot(Schedule.objects.get(name="survey"), SLOT)
+    config = Job.objects.get(dataset="uci-survey-exhaust").config
+    assert (config["rows"], config["answers"], "by" in config) == ("participant", "all", False)
+
+    layout = put_schedule(asker, payload=schedule_body(layout="uci-2022")).json()["result"]
+    assert layout["layout"] == "uci-2022"
+    assert not set(fields) & set(layout)
+
+
+@pytest.mark.django_db
 def test_put_applies_defaults(asker: Client) -> None:
     payload = schedule_body(timezone=GONE, outputFormat=GONE, requestedBy=GONE, callbackUrl=GONE)
     result = assert_envelope(put_schedule(asker, payload=payload), "schedule.save", 200, "OK")
@@ -879,6 +901,26 @@ def test_put_applies_defaults(asker: Client) -> None:
         "test",
     )
     assert result["callbackUrl"] == ""
+
+
+@pytest.mark.django_db
+def test_schedule_sets_priority(asker: Client, enqueued_tasks: list[str]) -> None:
+    assert put_schedule(asker).json()["result"]["priority"] == "low"
+    payload = schedule_body(priority="interactive")
+    assert put_schedule(asker, payload=payload).json()["result"]["priority"] == "interactive"
+    schedule = Schedule.objects.get()
+    schedules.submit_due(schedule.next_at)
+    assert Job.objects.get().priority == Job.Priority.INTERACTIVE
+    answer = put_schedule(asker, payload=schedule_body(priority="nightly"))
+    assert "One of low, interactive." in assert_refused(answer, operation="schedule.save")
+
+
+@pytest.mark.django_db
+def test_schedule_zone_is_canonical(asker: Client) -> None:
+    saved = put_schedule(asker, payload=schedule_body(timezone="Asia/Calcutta")).json()["result"]
+    assert saved["timezone"] == "Asia/Kolkata"
+    answer = put_schedule(asker, payload=schedule_body(timezone="localtime"))
+    assert "timezone" in assert_refused(answer, operation="schedule.save")
 
 
 @pytest.mark.django_db
@@ -1072,7 +1114,7 @@ def test_last_error_is_shown(asker: Client, settings: Any) -> None:
     make_schedule()
     schedules.submit_due(SLOT)
     read = asker.get(f"{ADDRESS}/daily").json()["result"]
-    assert "1 requests waiting" in read["lastError"]
+    assert "1 request waiting" in read["lastError"]
     assert read["nextRun"] == int(SLOT.timestamp() * 1000)  # still due
     assert read["nextTag"] == "daily-2026-03-09"
 
@@ -1294,7 +1336,7 @@ def test_admin_bulk_actions(operator: Client) -> None:
     assert Schedule.objects.filter(paused_at=None).count() == 0
     messages = run_admin_action(operator, "resume", good, bad)
     assert "bad: window: One of today" in messages
-    assert "1 schedules resumed." in messages
+    assert "1 schedule resumed." in messages
     assert schedule_values(good)["paused_at"] is None
     assert schedule_values(good)["next_at"] > timezone.now()
 
@@ -1318,3 +1360,53 @@ def test_admin_pause_requires_role(client: Client, db: None) -> None:
     assert schedule_values(schedule)["paused_at"] is None
     assert client.get(f"{PAGES}/add/").status_code == 403
     assert client.post(f"{PAGES}/{schedule.pk}/change/", form_data()).status_code in {302, 403}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"rows": "participant"}, "rows: uci-response-exhaust takes none"),
+        ({"dataset": "uci-survey-exhaust", "rows": "page"}, "rows: One of session, participant."),
+        ({"dataset": "uci-summary-exhaust", "by": "hour"}, "by: One of range, day."),
+        ({"types": ["A"]}, "types: "),
+        ({"application": "shop"}, "application: "),
+    ],
+)
+def test_filters_of_schedule_are_checked(asker: Client, fields: dict[str, Any], named: str) -> None:
+    answer = put_schedule(asker, payload=schedule_body(**fields))
+    sentence = assert_refused(answer, operation="schedule.save")
+    assert named in sentence
+    assert not Schedule.objects.exists()
+
+
+@pytest.mark.django_db
+def test_schedule_of_one_application(admin_client: Client) -> None:
+    # given a schedule from the admin's form
+    channel = make_channel()
+    form = {
+        "channel": str(channel.pk), "name": "shop", "cron": "0 6 * * *", "zone": "UTC",
+        "dataset": "events-exhaust", "window": "yesterday", "tag": "shop-{start}",
+        "output_format": "csv", "priority": "interactive", "types": '["A", "B"]', "columns": "",
+        "application": "shop",
+    }  # fmt: skip
+    page = admin_client.post("/admin/exhaust/schedule/add/", form)
+    errors = page.context["adminform"].form.errors
+    assert errors == {
+        "application": ["This channel has no application of that id; name one it has."]
+    }
+    application = Application.objects.create(channel=channel, identifier="shop")
+    assert admin_client.post("/admin/exhaust/schedule/add/", form).status_code == 302
+
+    # when it runs, then its request has them
+    schedule = Schedule.objects.get()
+    assert schedules.submit_slot(schedule, schedule.next_at)
+    job = Job.objects.get()
+    assert (job.config["application"], job.config["types"]) == ("shop", ["A", "B"])
+    assert job.priority == Job.Priority.INTERACTIVE
+
+    # and without the application it says so and submits nothing
+    application.delete()
+    schedule.refresh_from_db()
+    assert not schedules.submit_slot(schedule, schedule.next_at + DAY)
+    assert "no application of that id" in schedule_values(schedule)["last_error"]

@@ -44,6 +44,12 @@ def test_run_day_begins_at_two(now: str, day: date) -> None:
     assert daily.run_day(parse_time(now)) == day
 
 
+def test_run_day_begins_at_set_hour(settings: Any) -> None:
+    settings.EXHAUST_DAILY_HOUR, settings.EXHAUST_DAILY_TIMEZONE = 1, "Asia/Kolkata"
+    assert daily.run_day(parse_time("2026-03-10T19:29:59")) == date(2026, 3, 10)
+    assert daily.run_day(parse_time("2026-03-10T19:30:00")) == date(2026, 3, 11)
+
+
 def test_run_days_have_no_gaps() -> None:
     # given a look every twenty minutes through the changes of every clock
     start = parse_time("2024-01-01T02:00:00")

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from config import settings
 from exhaust.files import links
 from exhaust.jobs import transitions, wakeup
-from exhaust.models import Job, Schedule, Wakeup
+from exhaust.models import Delivery, Job, Schedule, Wakeup
 from ingest.derive import deriver
 from ingest.models import ApiKey
 from tests.conftest import bearer, make_channel, make_key
@@ -38,6 +38,22 @@ def scrape(client: Client) -> dict[tuple[str, tuple[str, ...]], float]:
         for family in text_string_to_metric_families(answer.content.decode())
         for sample in family.samples
     }
+
+
+@pytest.mark.django_db
+def test_dead_deliveries_are_counted(client: Client, settings: Any) -> None:
+    # given an export that no destination got, one of long ago, and a callback
+    settings.EXHAUST_METRICS_TOKEN = "t0ken"
+    make_finished(deliver_to="lake")
+    old = make_finished(deliver_to="lake").deliveries.get()
+    told = make_finished(callback_url="https://a.example/told").deliveries.get()
+    Delivery.objects.filter(pk=old.pk).update(ended_at=timezone.now() - timedelta(days=1))
+    Delivery.objects.filter(pk=told.pk).update(status="dead", ended_at=timezone.now())
+
+    # when / then
+    values = scrape(client)
+    dead = {key[1]: value for key, value in values.items() if key[0] == "exhaust_deliveries_dead"}
+    assert dead == {("ORG_001", "lake", "files"): 1, ("ORG_001", "", "callback"): 1}
 
 
 def make_failing_schedule() -> None:
@@ -199,6 +215,8 @@ ALERTS = [
      "300x20", "301x20"),
     ("DestinationDeliveryStopped",
      "exhaust_destination_disabled{channel='ORG_001',destination='search'}", "0x40", "1x40"),
+    ("DeliveriesDead",
+     "exhaust_deliveries_dead{channel='ORG_001',destination='lake',kind='files'}", "0x20", "1x20"),
     ("HighRejectionRate", "exhaust_events_total{outcome='rejected',source='desk'}",
      "0x40", "0+9x40"),
     ("OverloadRejections", "exhaust_http_overload_rejections_total", "0+59x20", "0+61x20"),
@@ -220,6 +238,7 @@ def test_alerts_fire(client: Client, settings: Any, tmp_path: Path) -> None:
     deriver.derive_all(5)
     make_failing_schedule()
     make_destination(name="search")
+    make_finished(deliver_to="lake")  # no destination has this name: its delivery is dead
     make_key(expires_at=timezone.now() + timedelta(days=13))
     ApiKey.objects.update(last_used_at=timezone.now())
     scraped = client.get("/metrics", headers=TOKEN).content.decode().replace('"', "'")
@@ -286,7 +305,7 @@ def test_processes_of_a_machine_count_once(tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             text=True,
         )
-        for arguments, port in ((("granian",), "9100"), (worker, "9100"), (worker, "0"))
+        for arguments, port in ((("uvicorn",), "9100"), (worker, "9100"), (worker, "0"))
     ]
 
     # when the web's page and the worker's port are scraped

@@ -22,8 +22,8 @@ STAFF_PREFIXES = ("/account/", "/admin/", "/console/")
 def list_addresses(resolver: URLResolver, prefix: str = "/") -> Iterator[str]:
     for pattern in resolver.url_patterns:
         path = prefix + re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", str(pattern.pattern))
-        if path.startswith(STAFF_PREFIXES):
-            continue
+        if f"{path}/".startswith(STAFF_PREFIXES) or path == "/docs":
+            continue  # a path without its last slash leads to the other
         if isinstance(pattern, URLPattern):
             yield path
         else:

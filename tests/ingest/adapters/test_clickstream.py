@@ -212,6 +212,37 @@ def test_unique_id_replaces_missing_device(missing: dict[str, Any]):
     assert parse_one(event(**missing)).device_id == "unique-1"
 
 
+@pytest.mark.parametrize(
+    ("own", "query", "expected"),
+    [
+        ("iOS", "Web", "iOS"),
+        (None, "Android", "Android"),
+        (None, "", None),
+        (None, "x" * 256, None),
+        (None, "We\0b", None),
+    ],
+    ids=range(5),
+)
+def test_platform_of_the_query_is_kept(own: str | None, query: str, expected: str | None):
+    sent = event() if own is None else event(platform=own)
+    if own is None:
+        sent.pop("platform", None)
+
+    got = parse_one(sent, platform=query)
+
+    assert json.loads(got.payload).get("platform") == expected
+    assert got.identity == parse_one(sent).identity
+
+
+def test_platform_is_beside_an_answer():
+    sent = without(answered(response="good"), "platform")
+
+    got = parse_one(sent, platform="Web")
+
+    payload = json.loads(got.payload)
+    assert (payload["platform"], payload["edata"]["resvalues"]) == ("Web", [{"ans1": "good"}])
+
+
 @pytest.mark.parametrize("absent", ["device_id", "unique_id", "user", "attributes", "app_id"])
 def test_optional_fields_may_be_missing(absent: str):
     assert parse_one(without(event(), absent)).type == "button_click"

@@ -182,6 +182,21 @@ def test_device_is_internal_user_or_user(fields: dict[str, Any], device_id: str)
     assert {event.device_id for event in parsed(line(session(**fields))).events} == {device_id}
 
 
+def test_older_names_are_the_same_session():
+    """Those of the guide's own test call, which names no tenant."""
+    fields = {"startTime": START, "endTime": START + 5}
+    older = {"visitId": "V-1", "visitorId": "1394", "visitType": "REAL_USER", **fields}
+    newer = {"userSessionId": "V-1", "internalUserId": "1394", "userType": "REAL_USER", **fields}
+    (first,), (second,) = (parsed(line(each)).events for each in (older, newer))
+    assert (first.identity, first.session_id, first.device_id) == (
+        second.identity,
+        "V-1",
+        "1394",
+    )
+    assert rejected(line({**fields, "visitId": ["s"]}))[0] == "visitId"
+    assert rejected(line(fields))[0] == "userSessionId"
+
+
 @pytest.mark.parametrize(
     ("tags", "conversation"),
     [
@@ -809,7 +824,7 @@ def test_product_where_json_is_accepted(monitor: Client):
 
 @pytest.mark.parametrize("accept", ["text/html,*/*;q=0.8", "*/*", ""])
 def test_no_product_for_browsers(monitor: Client, accept: str):
-    assert monitor.get("/", headers={"Accept": accept}).status_code == 404
+    assert "X-Elastic-Product" not in monitor.get("/", headers={"Accept": accept})
     assert monitor.post("/", headers={"Accept": "application/json"}).status_code == 404
 
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
 from django.db import connection, connections
@@ -524,6 +524,7 @@ def test_json_in_the_query(hits: Client, method: str):
         quote(as_printed(), safe=""),
         quote(as_printed(), safe="{}:,/?=&@").replace("+", "%2B"),
         quote(minified(a_feature(name="été 100%")), safe=""),
+        quote_plus(json.dumps(json.loads(as_printed()), indent=1)),  # as curl encodes blanks
     ],
 )
 def test_encoded_json_in_the_query(hits: Client, encoded: str):

@@ -3,12 +3,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.test import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.adapters import ADAPTERS, json_body
 from ingest.adapters.telemetry import parser as telemetry
 from ingest.events import Batch, Call, RequestError
+from ingest.models import StoredEvent
 from tests.ingest.telemetry_samples import (
     CHANNEL,
     CONVERSATION,
@@ -343,6 +345,28 @@ def test_identity_without_mid_is_the_bytes():
 @pytest.mark.parametrize("context", [{"did": ""}, {"did": None}])
 def test_actor_replaces_missing_device(context: dict[str, Any]):
     assert batch(answer(context=context, actor={"id": "actor-1"})).events[0].device_id == "actor-1"
+
+
+@pytest.mark.parametrize(
+    ("context", "header", "device"),
+    [
+        ({"did": "own"}, "d-7", "own"),
+        ({"did": ""}, "d-7", "d-7"),
+        ({"did": None}, "d-7", "d-7"),
+        ({"did": ""}, "", "actor-1"),
+        ({"did": ""}, "x" * 256, "actor-1"),
+    ],
+    ids=range(5),
+)
+def test_header_fills_an_empty_device(
+    sender: Client, context: dict[str, Any], header: str, device: str
+):
+    sent = json.dumps(answer(context=context, actor={"id": "actor-1"}))
+
+    for headers in ({"X-Device-ID": header}, {}):  # a resend is the same event
+        sender.post("/v1/telemetry", sent, "application/json", headers=headers)
+
+    assert StoredEvent.objects.get().device_id == device
 
 
 def test_feedback_without_context():

@@ -133,7 +133,7 @@ def test_documented_deletion_of_old_events():
     (sql,) = [block.text for block in blocks(DOCS / "audit.md") if "BEGIN;" in block.text]
     write("old", datetime(2023, 12, 31, 23, tzinfo=UTC))
     write("kept", datetime(2024, 1, 1, tzinfo=UTC))
-    hash_chain.digest_days(datetime(2024, 1, 3, tzinfo=UTC))
+    hash_chain.digest_days(datetime(2024, 1, 3, 2, tzinfo=UTC))
 
     with connection.cursor() as cursor:  # in the test's own transaction
         cursor.execute(sql.replace("BEGIN;", "").replace("COMMIT;", ""))
@@ -160,6 +160,12 @@ def without_trigger(sql: str) -> None:
             if name.startswith("ingest_audit"):
                 cursor.execute(f"DROP TRIGGER {name}")
         cursor.execute(sql)
+
+
+def test_day_is_digested_once_it_is_settled():
+    write("seen", NOW - timedelta(days=1))
+    assert hash_chain.digest_days(NOW - timedelta(seconds=1)) == 0
+    assert hash_chain.digest_days(NOW) == 1
 
 
 def test_each_past_day_is_digested_once():

@@ -257,7 +257,7 @@ def test_password_verified_by_each_pepper(settings: Any):
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Authorization": "Bearer {key},Bearer {key}"},  # as granian joins two of them
+        {"Authorization": "Bearer {key},Bearer {key}"},  # as two of them are joined
         {"Authorization": "Bearer {key}, Bearer {key}"},
         {"X-API-Key": "{key},{key}"},
         {"X-API-Key": "{key},"},

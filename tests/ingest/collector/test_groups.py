@@ -15,7 +15,6 @@ from ingest.collector.groups import (
     ShareFull,
     Shares,
 )
-from tests.loops import run_loop
 
 
 def test_owners_take_turns():
@@ -88,6 +87,39 @@ def test_backlog_is_what_is_done_in_time():
     assert_room(backlog, int(20 * MAX_WAIT_SECONDS), mebibyte)
 
 
+def test_backlog_admits_each_party_of_an_owner():
+    backlog = Backlog(lambda: 0.0)
+    mebibyte = 1024 * 1024
+    backlog.enter("a", 20 * mebibyte, "outsider")
+    with pytest.raises(ShareFull):
+        backlog.enter("a", mebibyte, "outsider")
+    backlog.enter("a", mebibyte, "key")
+    backlog.check("a", mebibyte, "key")  # again: it has less than its part
+    with pytest.raises(ShareFull):
+        backlog.check("a", 8 * mebibyte, "key")
+    backlog.leave("a", mebibyte, "key")
+    backlog.leave("a", 20 * mebibyte, "outsider")
+    backlog.enter("a", mebibyte, "outsider")
+
+
+def test_stranger_has_half_of_a_share():
+    shares = Shares(requests=4, size=100)
+    shares.add("a", 1, 50, stranger="network")
+    with pytest.raises(ShareFull):
+        shares.add("a", 0, 1, stranger="network")
+    shares.add("a", 1, stranger="network")
+    with pytest.raises(ShareFull):
+        shares.add("a", 1, stranger="network")
+    shares.add("a", 1, 50)
+    with pytest.raises(ShareFull):  # and nothing is added to either share
+        shares.add("a", 0, 1, stranger="other")
+    shares.add("a", 1, stranger="other")
+    with pytest.raises(ShareFull):
+        shares.add("a", 1)
+    shares.remove("a", 50, stranger="network")
+    shares.add("a", 1, 50, stranger="other")
+
+
 def test_backlog_of_a_slow_database_shrinks():
     now = 0.0
     backlog = Backlog(lambda: now)
@@ -139,7 +171,7 @@ def test_waiting_items_go_in_one_group():
         release.set()
         return await asyncio.gather(first, *rest, return_exceptions=True)
 
-    outcomes = run_loop(run())
+    outcomes = asyncio.run(run())
 
     assert groups == [[1], [2, 3, 4]]
     assert [outcomes[0], outcomes[1], outcomes[3]] == [2, 4, 8]
@@ -156,7 +188,7 @@ def test_failed_work_fails_its_group_only():
         worker: GroupWorker[int, int] = GroupWorker("test", work, max_cost=1)
         return await asyncio.gather(worker.run("a", 1), worker.run("a", 2), return_exceptions=True)
 
-    failed, done = run_loop(run())
+    failed, done = asyncio.run(run())
     assert isinstance(failed, OSError)
     assert done == 2
 
@@ -183,7 +215,7 @@ def test_group_of_one_owner_holds_up_no_other():
         is_over.set()
         return [*results, *await asyncio.gather(*busy)]
 
-    results = run_loop(asyncio.wait_for(run(), 10))
+    results = asyncio.run(asyncio.wait_for(run(), 10))
 
     assert results == ["other-0", "other-1", "busy-0", "busy-1", "busy-2"]
     assert groups == [["busy-0"], ["other-0"], ["other-1"], ["busy-1", "busy-2"]]
@@ -211,7 +243,7 @@ def test_thread_of_one_owner_holds_up_no_other():
         worker.close()
         return results
 
-    results = run_loop(asyncio.wait_for(run(), 10))
+    results = asyncio.run(asyncio.wait_for(run(), 10))
 
     assert results == ["other-0", "other-1", "busy-0", "busy-1", "busy-2"]
     assert groups == [["busy-0"], ["other-0"], ["other-1"], ["busy-1", "busy-2"]]
@@ -228,7 +260,7 @@ def test_failed_group_lets_its_owner_go_on():
         failed = await asyncio.gather(worker.run("a", 1), return_exceptions=True)
         return failed[0], await worker.run("a", 2)
 
-    failed, done = run_loop(asyncio.wait_for(run(), 10))
+    failed, done = asyncio.run(asyncio.wait_for(run(), 10))
     assert isinstance(failed, OSError)
     assert done == 2
 
@@ -259,7 +291,7 @@ def test_value_is_loaded_again_after_a_second(monkeypatch: pytest.MonkeyPatch):
         seen.append(await cache.get("k", load))
         return seen
 
-    assert run_loop(run()) == [0, 0, 0, 1, 2]
+    assert asyncio.run(run()) == [0, 0, 0, 1, 2]
 
 
 def test_refused_value_is_forgotten(monkeypatch: pytest.MonkeyPatch):
@@ -284,7 +316,7 @@ def test_refused_value_is_forgotten(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(PermissionError):
             await cache.get("k", load)
 
-    run_loop(run())
+    asyncio.run(run())
 
 
 def test_requests_that_miss_share_one_load():
@@ -301,4 +333,4 @@ def test_requests_that_miss_share_one_load():
 
         return await asyncio.gather(*(cache.get("k", load) for _ in range(20)))
 
-    assert run_loop(run()) == [1] * 20
+    assert asyncio.run(run()) == [1] * 20

@@ -14,6 +14,7 @@ from django.test import Client, RequestFactory
 from ingest.adapters import json_body
 from ingest.auth import keys
 from ingest.collector import exchange, intake
+from ingest.collector.groups import run_inline
 from ingest.collector.intake import build_collector, build_senders
 from ingest.collector.servers import Application, is_secure
 from ingest.collector.wsgi_bridge import WsgiBridge
@@ -23,7 +24,6 @@ from ingest.store import batches
 from tests.conftest import bearer, make_channel, make_key
 from tests.ingest.collector.asgi_client import Answer, call
 from tests.ingest.telemetry_samples import answer, encode_batch
-from tests.loops import run_loop
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -47,7 +47,7 @@ def run_on_loop(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         finally:
             collector.close()
 
-    return run_loop(run())
+    return asyncio.run(run())
 
 
 def send(app: Any, *calls: tuple[Any, ...]) -> list[Answer]:
@@ -62,6 +62,11 @@ def send(app: Any, *calls: tuple[Any, ...]) -> list[Answer]:
 def key_headers(**overrides: Any) -> list[tuple[str, str]]:
     headers = bearer(make_key("ingest", **overrides))
     return [*headers.items(), ("Content-Type", "application/json")]
+
+
+def has_calls(collector: intake.Collector) -> bool:
+    """Returns whether a call has a share of the collector."""
+    return bool(collector._shares._used)
 
 
 def counts(response: Answer) -> tuple[int, int, int]:
@@ -428,7 +433,7 @@ def test_full_channel_is_refused_and_others_are_served(monkeypatch: pytest.Monke
 
         try:
             first = asyncio.ensure_future(call(app, "POST", "/v1/telemetry", slow(), here))
-            while not busy._shares._used:
+            while not has_calls(busy):
                 await asyncio.sleep(0.01)
             second = await call(app, "POST", "/v1/telemetry", encode_batch(answer(2)), here)
             other = await call(app, "POST", "/v1/telemetry", encode_batch(of_other), there)
@@ -437,12 +442,46 @@ def test_full_channel_is_refused_and_others_are_served(monkeypatch: pytest.Monke
         finally:
             busy.close()
 
-    second, other, first = run_loop(run())
+    second, other, first = asyncio.run(run())
 
     assert second.status == 503
     assert json.loads(second.body)["params"]["err"] == "SERVER_ERROR"
     assert 1 <= int(second.headers["retry-after"]) <= 5
     assert (counts(other), counts(first)) == ((1, 0, 0), (1, 0, 0))
+
+
+def test_outsider_leaves_half_to_the_channel(monkeypatch: pytest.MonkeyPatch):
+    from config.wsgi import application as django
+
+    keys.create_application("shop", make_channel())
+    monkeypatch.setattr(intake, "CHANNEL_REQUESTS", 2)
+    busy = build_collector(build_senders())
+    app = Application([busy.find_handler], WsgiBridge(django))
+    headers, collect = key_headers(), ("POST", "/collect?appId=shop")
+
+    async def run() -> list[Answer]:
+        is_over = asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield b"["
+            await is_over.wait()
+            yield b"]"
+
+        try:
+            first = asyncio.ensure_future(call(app, *collect, slow(), []))
+            while not has_calls(busy):
+                await asyncio.sleep(0.01)
+            second = await call(app, *collect, b"[]", [])
+            own = await call(app, "POST", "/v1/telemetry", encode_batch(answer(1)), headers)
+            is_over.set()
+            return [second, own, await first]
+        finally:
+            busy.close()
+
+    second, own, first = asyncio.run(run())
+
+    assert (second.status, own.status, first.status) == (503, 200, 200)
+    assert not has_calls(busy)
 
 
 def test_small_call_waits_for_no_row_of_bodies(app: Any, monkeypatch: pytest.MonkeyPatch):
@@ -498,8 +537,18 @@ def test_stop_is_told_and_passed_on(app: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(exchange.Request, "is_stopping", False)
     told: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    messages = iter(["lifespan.startup", "lifespan.shutdown"])
+
+    async def receive() -> dict[str, str]:
+        return {"type": next(messages)}
+
+    async def send(message: dict[str, str]) -> None:
+        sent.append(message["type"])
+
+    sent: list[str] = []
     try:
-        app.__rsgi_init__(None)
+        run_inline(app({"type": "lifespan"}, receive, send))  # signals need the main thread
+        assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
         assert not exchange.Request.is_stopping
         signal.raise_signal(signal.SIGTERM)
     finally:

@@ -10,7 +10,6 @@ from ingest.collector import wsgi_bridge
 from ingest.collector.exchange import Request
 from ingest.collector.wsgi_bridge import Answer, WsgiBridge
 from ingest.limits import admission
-from tests.loops import run_loop
 
 
 class Headers(dict[str, str]):
@@ -61,7 +60,7 @@ def test_body_is_whole_and_freed(bridge: WsgiBridge, environs: list[dict[str, An
     async def call() -> Answer:
         return await bridge.respond(Upload("a", b"ab", b"", b"cd"))
 
-    assert run_loop(call()) == Answer(200, [], b"abcd")
+    assert asyncio.run(call()) == Answer(200, [], b"abcd")
     assert environs[0]["CONTENT_LENGTH"] == "4"
     assert environs[0]["wsgi.input"].closed
 
@@ -97,7 +96,7 @@ def test_bodies_of_a_channel_are_bounded(bridge: WsgiBridge, environs: list[dict
         after = [(await bridge.respond(Upload(key, b"x" * 10))).status for key in "abc"]
         return refused, [other, *after], waited
 
-    refused, others, waited = run_loop(call())
+    refused, others, waited = asyncio.run(call())
 
     assert refused == 503
     assert others == [200] * 4
@@ -113,5 +112,5 @@ def test_too_large_body_is_not_read(
         upload.headers["content-length"] = str(wsgi_bridge.MAX_BODY_BYTES + 1)
         return await bridge.respond(upload)
 
-    assert run_loop(call()).body == b""
+    assert asyncio.run(call()).body == b""
     assert environs[0]["CONTENT_LENGTH"] == str(wsgi_bridge.MAX_BODY_BYTES + 1)

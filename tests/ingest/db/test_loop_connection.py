@@ -10,7 +10,6 @@ from django.db import connection
 
 from ingest.db.loop_connection import LoopConnection, Row
 from ingest.db.pool import Unavailable
-from tests.loops import run_loop
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.django_db(transaction=True)]
 
@@ -27,7 +26,7 @@ def run_with_connection(use: Callable[[LoopConnection], Awaitable[Any]]) -> Any:
         finally:
             loop_connection.close()
 
-    return run_loop(run())
+    return asyncio.run(run())
 
 
 async def execute(loop_connection: LoopConnection, sql: str) -> list[list[Row]]:

@@ -73,6 +73,7 @@ def test_kinds_of_errors(error: Exception, reason: str, is_lost: bool):
         ("POST", "/dataset/v1/request/search", "*/*", "application/json"),
         ("GET", "/export/events", "*/*", "application/problem+json"),
         ("GET", "/dataset/v1/download/a.b", "*/*", "text/plain; charset=utf-8"),
+        ("GET", "/dataset/v1/download/a.b", "text/html", "text/html; charset=utf-8"),
         ("GET", "/console/", "text/html,*/*", "text/html; charset=utf-8"),
         ("GET", "/console/", "*/*", "application/problem+json"),
     ],

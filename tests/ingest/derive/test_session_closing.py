@@ -154,6 +154,21 @@ def test_derive_all_closes_sessions(channel: Channel):
     assert Session.objects.get().closed
 
 
+def test_has_work_of_any_kind(channel: Channel):
+    assert not deriver.has_work()
+    arrive(channel, -10, at=timezone.now())
+    until_settled()
+    assert deriver.has_work()  # an unread event
+    derive(channel)
+    assert not deriver.has_work()
+    Session.objects.update(closes_at=timezone.now() - timedelta(seconds=1))
+    assert deriver.has_work()
+    deriver.derive_all(5)
+    assert not deriver.has_work()
+    make_channel("ORG_002")
+    assert deriver.has_work()
+
+
 def test_concurrent_readers_see_every_close(channel: Channel):
     """Readers with cursors of any age, a writer and a closer at once."""
     now = timezone.now()

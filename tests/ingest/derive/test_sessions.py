@@ -142,20 +142,20 @@ def test_event_without_device_has_no_session(channel: Channel):
     assert Session.objects.count() == AppUser.objects.count() == 0
 
 
-def test_first_session_id_and_page_by_time(channel: Channel):
-    def page(minutes: float, sender: str, url: str) -> Event:
+def test_first_page_by_time(channel: Channel):
+    def page(minutes: float, url: str) -> Event:
         payload = f'{{"attributes": {{"_page_url": "{url}"}}}}'.encode()
-        return event(minutes, session_id=sender, payload=payload)
+        return event(minutes, payload=payload)
 
-    arrive(channel, page(9, "third", "https://c"), source="clickstream")
+    arrive(channel, page(9, "https://c"), source="clickstream")
     derive(channel)
-    arrive(channel, page(1, "first", "https://a"), event(0), source="clickstream")
+    arrive(channel, page(1, "https://a"), event(0), source="clickstream")
     derive(channel)
-    arrive(channel, page(5, "second", "https://b"), source="clickstream")
+    arrive(channel, page(5, "https://b"), source="clickstream")
     derive(channel)
 
     session = Session.objects.get()
-    assert (session.sender_session_id, session.landing_url) == ("first", "https://a")
+    assert (session.sender_session_id, session.landing_url) == ("", "https://a")
 
 
 # Late events ------------------------------------------------------------------------------------

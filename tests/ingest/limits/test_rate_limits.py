@@ -329,6 +329,36 @@ def test_local_quota_expires(counted: token_bucket.ProcessLimiter):
     assert passed == 100 - 7
 
 
+def test_waiting_calls_take_one_trip(
+    monkeypatch: pytest.MonkeyPatch, counted: token_bucket.ProcessLimiter
+):
+    asked: list[int] = []
+    spend = counted.spend
+    monkeypatch.setattr(
+        counted, "spend", lambda *args, **options: asked.append(args[3]) or spend(*args, **options)
+    )
+    limit = Limit("x", 1000, 300)
+    calls = [rate_limits.CountedCall(None, limit, caller) for caller in ("a", "b") * 200]
+
+    assert rate_limits.count_waiting(calls) == [0.0] * 400
+
+    waits = rate_limits.count_waiting(calls)
+
+    assert waits[:200] == [0.0] * 200  # what the buckets still have, the first ones first
+    assert waits[200:] == [pytest.approx(0.001)] * 200
+    assert asked == [200, 200, 200, 100, 200, 100]
+
+
+def test_waiting_calls_take_what_is_at_hand(counted: token_bucket.ProcessLimiter):
+    quota, limit = LocalQuota(Clock().seconds), Limit("x", 1000, 100)
+    for _ in range(4):  # takes 1, 2 and 4; three of these are left
+        quota.spend("a", limit)
+
+    assert quota.spend_many("a", limit, 3) == (3, 0.0, pytest.approx(0.007))
+    assert quota.spend_many("a", limit, 200) == (93, pytest.approx(0.001), pytest.approx(0.1))
+    assert quota.spend_many("a", limit, 2)[0] == 0
+
+
 def test_event_limit_answers_json(db: None, client: Client, monkeypatch: pytest.MonkeyPatch):
     shrink_bursts(monkeypatch, EVENTS=1)
     headers = bearer(make_key("ingest"))

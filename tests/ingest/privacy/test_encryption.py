@@ -108,7 +108,9 @@ def test_reencrypt_uses_first_key(settings: Any):
 def test_reencrypt_covers_every_column():
     assert {f"{model.__name__}.{column}" for model, column in encrypted_columns()} == {
         "CallbackSecret.encrypted_secret", "Channel.encrypted_secret",
+        "ChatWebhook.encrypted_url",
         "Erasure.encrypted_device_id", "Job.encrypted_key", "Link.encrypted_token",
         "Participant.encrypted_phone", "RejectedEvent.encrypted_body",
-        "Destination.encrypted_password", "Destination.encrypted_secret",
+        "Destination.encrypted_password", "Destination.encrypted_private_key",
+        "Destination.encrypted_secret",
     }  # fmt: skip

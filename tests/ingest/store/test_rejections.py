@@ -82,6 +82,50 @@ def test_same_batch_adds_no_rows():
     assert read_day()[0] == 101
 
 
+def test_repeats_are_counted():
+    # given a text that comes again, also twice in a batch, and another one
+    later = RECEIVED_AT + timedelta(hours=3)
+    store(make_rejections([1, 2]))
+    store(make_rejections([1]), received_at=later)
+    store(make_rejections([1, 1]), received_at=later)
+    store(make_rejections([1]), "ORG_002")
+
+    # then its row has the number and the last time, and the day one row of it
+    once, often = RejectedEvent.objects.filter(channel__identifier="ORG_001").order_by("count")
+    assert (once.position, once.count, once.repeated_at) == (2, 1, None)
+    assert (often.position, often.count, often.received_at) == (1, 4, RECEIVED_AT)
+    assert often.repeated_at == often.last_received_at == later
+    assert read_day() == (2, 2, 0)
+
+
+def test_repeat_on_a_later_day_is_of_that_day():
+    store(make_rejections([1, 1]))
+    next_day = RECEIVED_AT + timedelta(days=1)
+    store(make_rejections([1]), received_at=next_day)
+    # and a batch of before that was committed late changes no day
+    store(make_rejections([1]), received_at=RECEIVED_AT)
+
+    row = RejectedEvent.objects.get()
+    assert (row.count, row.received_at, row.last_received_at) == (2, next_day, next_day)
+    rows = dict(RejectedDay.objects.values_list("day", "row_count"))
+    assert rows == {RECEIVED_AT.date(): 1, next_day.date(): 1}
+
+
+def test_repeat_after_replay_waits_again():
+    store(make_rejections([1, 1]))
+    RejectedEvent.objects.update(replayed_at=RECEIVED_AT)
+    store(make_rejections([1]))
+    row = RejectedEvent.objects.get()
+    assert (row.count, row.replayed_at, row.repeated_at) == (1, None, None)
+
+
+def test_count_has_room_for_ever():
+    store(make_rejections([1]))
+    RejectedEvent.objects.update(count=2**31 - 1)
+    store(make_rejections([1]))
+    assert RejectedEvent.objects.get().count == 2**31 - 1
+
+
 def test_another_rest_is_another_count():
     store(make_rejections(range(150)))
     store(make_rejections(range(170)))

@@ -1,0 +1,1 @@
+"""Past events as Parquet files, which exports and others read faster than rows. Off by default."""

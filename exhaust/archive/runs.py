@@ -1,0 +1,395 @@
+"""Archives past events: one run at a time for each channel, in steps that any process resumes.
+
+1. A claim gives an attempt a range of positions: after the archived one, past the hot window, below
+   the watermark.
+2. It stores the files of the range under keys of its own, and compares their rows with the
+   database's.
+3. One transaction registers the files and moves the channel's archived position. From then on
+   readers may take these events from the files.
+
+An attempt that dies after the first step leaves a run, which the next one takes over, and objects
+that no row names, which a sweep deletes. Rows stay in the database.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import Exists, OuterRef, Q, QuerySet, Value
+from django.db.models.functions import Now
+
+from exhaust.archive import objects
+from exhaust.archive.lease import LEASE, Lease, RunLost, own_run
+from exhaust.failpoints import trigger_failpoint
+from exhaust.files import storage
+from exhaust.metrics import ARCHIVE_ORPHANS
+from exhaust.models import ArchiveFile, ArchiveRun, ArchiveState
+from ingest import logs
+from ingest.db.clock import read_clock
+from ingest.feed import reader
+from ingest.feed.pruning import fetch_prune_state
+from ingest.feed.values import START, FeedPosition
+from ingest.feed.watermark import fetch_watermark
+from ingest.models import Channel, Erasure, StoredEvent
+from ingest.models.fields import XidField
+from ingest.privacy import consent
+
+if TYPE_CHECKING:
+    from exhaust.archive.write import Summary
+
+log = logs.get_logger(__name__)
+RUN_ROWS = 1_000_000  # at most
+MIN_ROWS = 100_000  # past the hot window; fewer wait until their month is
+_BATCH_KEYS = 500
+
+
+def archive_due() -> bool:
+    """Archives one range of each channel that is due. Returns whether any had one."""
+    is_any = False
+    for channel_id in list(Channel.objects.order_by("id").values_list("pk", flat=True)):
+        try:
+            is_any |= archive_channel(channel_id) is not None
+        except RunLost:
+            log.warning("archive.run_lost", channel=channel_id)
+        except storage.StorageOutage as error:  # the next one would wait as long
+            log.warning("archive.storage_failed", channel=channel_id, error=error)
+            return False
+        except Exception:
+            log.exception("archive.run_failed", channel=channel_id)
+    return is_any
+
+
+def archive_channel(channel_id: int, *, is_forced: bool = False) -> ArchiveRun | None:
+    """Archives the channel's next range. Returns the run; None where none is due.
+
+    `is_forced` archives all that is past the hot window, however little. Raises `RunLost` and
+    `StorageError`; a later call tries again.
+    """
+    run = _claim(channel_id, is_forced)
+    if run is not None:
+        trigger_failpoint("archive.claimed", run.pk)
+        _attempt(run)
+    return run
+
+
+# Claim --------------------------------------------------------------------------------------------
+
+
+def unfinished_erasures(channel_id: int | OuterRef) -> QuerySet[Erasure]:
+    return Erasure.objects.filter(channel_id=channel_id, finished_at=None)
+
+
+@transaction.atomic
+def _claim(channel_id: int, is_forced: bool) -> ArchiveRun | None:
+    """Returns the next attempt at the channel's run; None where none is due or another has it."""
+    watermark = fetch_watermark()
+    consent.lock_shared(channel_id)  # an erasure that begins now sees the run
+    if unfinished_erasures(channel_id).exists():
+        return None
+    state = lock_state(channel_id)
+    run = ArchiveRun.objects.filter(channel=channel_id, state=ArchiveRun.State.WRITING).first()
+    start = FeedPosition(state.xid, state.event_id)
+    attempt = run.attempt + 1 if run else 1
+    limit = max(RUN_ROWS >> min(attempt - 1, 4), 1)  # attempts that died may have had too much
+    end = _find_end(channel_id, start, watermark, limit, is_forced or run is not None)
+    if end is None:
+        if run is not None:
+            ArchiveRun.objects.filter(pk=run.pk, lease_until__lte=Now()).delete()
+        return None
+    return claim_run(channel_id, start, end)
+
+
+def lock_state(channel_id: int) -> ArchiveState:
+    """Returns the channel's state, which no other transaction changes until this one ends."""
+    ArchiveState.objects.get_or_create(pk=channel_id)
+    return ArchiveState.objects.select_for_update().get(pk=channel_id)
+
+
+def claim_run(channel_id: int, start: FeedPosition, end: FeedPosition) -> ArchiveRun | None:
+    """Takes over the channel's unfinished run, or begins one; None while an attempt owns it.
+
+    Call `lock_state` before.
+    """
+    positions = {"from_xid": start.xid, "from_id": start.id, "to_xid": end.xid, "to_id": end.id}
+    times = {"started_at": Now(), "lease_until": Now() + LEASE}
+    run = ArchiveRun.objects.filter(channel=channel_id, state=ArchiveRun.State.WRITING).first()
+    if run is None:
+        run = ArchiveRun.objects.create(
+            channel_id=channel_id, lease_until=read_clock(), **positions
+        )
+        ArchiveRun.objects.filter(pk=run.pk).update(**times)
+    else:
+        lapsed = ArchiveRun.objects.filter(pk=run.pk, lease_until__lte=Now())
+        if not lapsed.update(attempt=run.attempt + 1, **positions, **times):
+            return None
+    run.refresh_from_db()
+    return run
+
+
+def _find_end(
+    channel_id: int, start: FeedPosition, watermark: int, limit: int, is_forced: bool
+) -> FeedPosition | None:
+    """Returns the last position of the next range; None where too little is past the hot window.
+
+    A range has at most `limit` events, and those of about a month of arrival.
+    """
+    rows = reader.select_after(
+        StoredEvent.objects.filter(channel_id=channel_id).only("xid", "received_at"),
+        start,
+        watermark,
+    )
+    first = _fetch_first(rows)
+    cutoff = _find_cutoff()
+    if first is None or first.received_at >= cutoff:
+        return None
+    # a day more: around midnight events of two months arrive side by side
+    month_end = _next_month(first.received_at + timedelta(days=1))
+    last = _fetch_first(rows[limit - 1 : limit])
+    stop_rows = rows.filter(received_at__gte=min(cutoff, month_end))
+    if last is not None:
+        stop_rows = stop_rows.filter(xid__lte=last.xid)
+    stop = _fetch_first(stop_rows)
+    if stop is not None and (last is None or (stop.xid, stop.pk) <= (last.xid, last.pk)):
+        before = reader.IsAfterPosition(Value(stop.xid, XidField()), Value(stop.pk), "xid", "id")
+        last = _fetch_first(rows.filter(before).order_by("-xid", "-id"))
+        is_whole = month_end <= cutoff
+    else:
+        is_whole = last is not None or month_end <= cutoff
+        last = last or _fetch_first(rows.order_by("-xid", "-id"))
+    if last is None:
+        return None
+    if not (is_forced or is_whole) and rows.filter(xid__lte=last.xid)[:MIN_ROWS].count() < MIN_ROWS:
+        return None
+    return FeedPosition(last.xid, last.pk)
+
+
+def measure_lag(channel_id: int) -> timedelta:
+    """Returns for how long the channel's oldest event that is not archived has been due."""
+    state = ArchiveState.objects.filter(pk=channel_id).first()
+    start = FeedPosition(state.xid, state.event_id) if state else START
+    rows = reader.select_after(StoredEvent.objects.filter(channel_id=channel_id), start)
+    first = _fetch_first(rows.only("received_at"))
+    return max(_find_cutoff() - first.received_at, timedelta()) if first else timedelta()
+
+
+def _find_cutoff() -> datetime:
+    return read_clock() - timedelta(days=settings.EXHAUST_ARCHIVE_AFTER_DAYS)
+
+
+def _fetch_first(rows: QuerySet[StoredEvent]) -> StoredEvent | None:
+    return next(iter(reader.fetch_ordered(rows if rows.query.is_sliced else rows[:1])), None)
+
+
+def _next_month(moment: datetime) -> datetime:
+    year, month = moment.astimezone(UTC).year, moment.astimezone(UTC).month
+    return datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+
+
+# Write and register -------------------------------------------------------------------------------
+
+
+def _attempt(run: ArchiveRun) -> None:
+    is_erasing = Exists(unfinished_erasures(OuterRef("channel")))
+    keys: list[str] = []
+    is_registered = False
+    try:
+        with Lease(run, ~is_erasing) as lease:
+            files = list(_store_files(run, lease, keys))
+            trigger_failpoint("archive.registering", run.pk)
+            lease.require()
+            _register(run, files)
+            is_registered = True
+            trigger_failpoint("archive.registered", run.pk)
+    finally:
+        if not is_registered:
+            connection.close()  # an interrupted COPY leaves it unusable
+        if not is_registered and not ArchiveFile.objects.filter(key__in=keys).exists():
+            release(run, keys)
+    log.info(
+        "archive.run_finished",
+        run=run.pk,
+        channel=run.channel_id,
+        rows=sum(file.row_count for file in files if file.table == "events"),
+    )
+
+
+def release(run: ArchiveRun, keys: list[str]) -> None:
+    """Deletes an attempt's objects and gives its run back. The sweep deletes what stays."""
+    for key in keys:
+        try:
+            objects.purge(key)
+        except storage.StorageError as error:
+            log.warning("archive.object_orphaned", key=key, error=error)
+            break
+    own_run(run).delete()
+
+
+def _store_files(run: ArchiveRun, lease: Lease, keys: list[str]) -> Iterator[ArchiveFile]:
+    """Yields the files of the run's range; each key is in `keys` before its upload begins."""
+    from exhaust.archive import write  # it takes a fifth of a second, and few processes archive
+
+    range_ = write.Range(
+        run.channel_id,
+        FeedPosition(run.from_xid, run.from_id),
+        FeedPosition(run.to_xid, run.to_id),
+    )
+    for plan in write.plan_files(range_):
+        keys.append(objects.make_key(plan.table.name, plan.month, run))
+        summary = write.Summary()
+        file = store_file(run, keys[-1], write.write_file(range_, plan, summary), summary, lease)
+        if file.row_count != plan.row_count:
+            log.warning("archive.rows_changed", run=run.pk, rows=file.row_count)
+            raise RunLost
+        trigger_failpoint("archive.file_stored", run.pk)
+        yield file
+
+
+def store_file(
+    run: ArchiveRun, key: str, blocks: Iterator[bytes], summary: "Summary", lease: Lease
+) -> ArchiveFile:
+    """Stores an object, and returns its row, which is not saved. `summary` grows with `blocks`."""
+
+    def check(blocks: Iterator[bytes]) -> Iterator[bytes]:
+        for block in blocks:
+            lease.require()
+            yield block
+        lease.require()
+
+    try:
+        stored = objects.store_blocks(key, check(blocks))
+    finally:
+        blocks.close()  # type: ignore[attr-defined] # ends its query
+    return ArchiveFile(
+        channel_id=run.channel_id,
+        run=run,
+        table=key.partition("/")[0],
+        key=key,
+        row_count=summary.row_count,
+        byte_count=stored.byte_count,
+        sha256=stored.sha256,
+        **summary.list_bounds(),
+    )
+
+
+@transaction.atomic
+def _register(run: ArchiveRun, files: list[ArchiveFile]) -> None:
+    """Registers the files, and moves the archived position. Raises `RunLost`."""
+    consent.lock_shared(run.channel_id)
+    if consent.is_erasing(run.channel_id, run.started_at):
+        raise RunLost  # the files may hold the person
+    state = lock_state(run.channel_id)
+    is_ours = own_run(run).update(state=ArchiveRun.State.ARCHIVED, ended_at=Now())
+    if not is_ours or (state.xid, state.event_id) != (run.from_xid, run.from_id):
+        raise RunLost
+    state.xid, state.event_id, state.number = run.to_xid, run.to_id, state.number + 1
+    for file in files:
+        file.archive_from = state.number
+    ArchiveFile.objects.bulk_create(files)
+    state.save()
+
+
+# Objects that are no longer wanted ----------------------------------------------------------------
+
+
+def current_files(channel_id: int) -> QuerySet[ArchiveFile]:
+    """The files that readers use, without their filters of devices."""
+    rows = ArchiveFile.objects.filter(channel=channel_id, archive_until=None)
+    return rows.defer("device_filter").order_by("pk")
+
+
+def replace_files(
+    channel_id: int, old: QuerySet[ArchiveFile], new: list[ArchiveFile] | None = None
+) -> int:
+    """Takes files away from readers and gives them others, in the caller's transaction.
+
+    Returns how many went. `delete_replaced` deletes their objects.
+    """
+    state = lock_state(channel_id)
+    count = old.filter(channel=channel_id, archive_until=None).update(
+        archive_until=state.number + 1
+    )
+    if count:
+        for file in new or ():
+            file.archive_from = state.number + 1
+        ArchiveFile.objects.bulk_create(new or ())
+        ArchiveState.objects.filter(pk=channel_id).update(number=state.number + 1)
+    return count
+
+
+def delete_replaced(channel_id: int) -> Iterator[int]:
+    """Deletes the objects of replaced files; yields 1 for each. Raises `StorageError`."""
+    for file in ArchiveFile.objects.filter(channel=channel_id, archive_until__isnull=False):
+        objects.purge(file.key)
+        trigger_failpoint("archive.purged", channel_id)
+        file.delete()
+        yield 1
+
+
+def delete_pruned(channel_id: int) -> Iterator[int]:
+    """Deletes the files all of whose events are pruned; yields 1 for each.
+
+    Raises `StorageError`; the next call goes on.
+    """
+    if (prune_state := fetch_prune_state(channel_id)) is not None:
+        is_pruned = Q(last_xid__lt=prune_state.xid) | Q(
+            last_xid=prune_state.xid, last_id__lte=prune_state.event_id
+        )
+        with transaction.atomic():
+            replace_files(channel_id, ArchiveFile.objects.filter(is_pruned))
+    yield from delete_replaced(channel_id)
+
+
+def sweep(channel_id: int | None = None) -> Iterator[int]:
+    """Deletes objects that no row names and that no attempt is writing, of one channel or of all.
+
+    Yields how many of a few hundred keys. Raises `StorageError`.
+    """
+    keys = iter(objects.list_keys(channel_id))
+    while batch := list(islice(keys, _BATCH_KEYS)):
+        unreferenced = find_unreferenced(batch)
+        for key in unreferenced:
+            objects.purge(key)
+            ARCHIVE_ORPHANS.inc()
+            log.warning("archive.orphan_deleted", key=key)
+        yield len(unreferenced)
+
+
+def find_unreferenced(keys: list[str]) -> list[str]:
+    """Returns the keys that no row names and no attempt is writing."""
+    parts = {key: part for key in keys if (part := objects.parse_key(key))}
+    run_ids = {part.run_id for part in parts.values()}
+    attempts = set(  # first: a registration meanwhile adds rows of files
+        ArchiveRun.objects.filter(pk__in=run_ids, state=ArchiveRun.State.WRITING).values_list(
+            "pk", "attempt"
+        )
+    )
+    named = set(ArchiveFile.objects.filter(key__in=parts).values_list("key", flat=True))
+    return [
+        key
+        for key, part in sorted(parts.items())
+        if key not in named and (part.run_id, part.attempt) not in attempts
+    ]
+
+
+def drop() -> Iterator[int]:
+    """Deletes all files and the record of the archive; yields 1 for each file.
+
+    Raises `StorageError`; the next call goes on. Skips a channel that an attempt is archiving.
+    """
+    for channel_id in ArchiveState.objects.order_by("pk").values_list("pk", flat=True):
+        with transaction.atomic():
+            state = lock_state(channel_id)
+            position = FeedPosition(state.xid, state.event_id)
+            run = claim_run(channel_id, position, position)
+            if run is None:
+                log.warning("archive.drop_skipped", channel=channel_id)
+                continue
+            replace_files(channel_id, ArchiveFile.objects.all())
+            ArchiveState.objects.filter(pk=channel_id).update(xid=0, event_id=0)
+        yield from delete_replaced(channel_id)
+        ArchiveRun.objects.filter(channel=channel_id).delete()
+        ArchiveState.objects.filter(pk=channel_id).delete()
+    list(sweep())
