@@ -216,7 +216,7 @@ def start_service(
     services = yaml.safe_load((harness.ROOT / "docker-compose.yml").read_text())["services"]
     addresses = {"0.0.0.0": "127.0.0.1", "8000": str(web_port)}  # noqa: S104
     web = [addresses.get(word, word) for word in services["web"]["command"]]
-    configuration = (harness.ROOT / "config" / "proxy" / "haproxy.cfg").read_text()
+    configuration = (harness.ROOT / "config" / "chart" / "haproxy.cfg").read_text()
     file = folder / "haproxy.cfg"  # a name has one address here, where DNS would list containers
     file.write_text(configuration.replace("server-template ready 4", "server-template ready 1"))
     proxy = {

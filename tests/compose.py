@@ -150,7 +150,7 @@ def words_of(name: str) -> list[str]:
     ours = {
         "8000": os.environ.get(f"COMPOSE_{name.upper()}_PORT", ""),
         "0.0.0.0": "127.0.0.1",  # noqa: S104
-        "/usr/local/etc/haproxy/haproxy.cfg": str(ROOT / "config" / "proxy" / "haproxy.cfg"),
+        "/usr/local/etc/haproxy/haproxy.cfg": str(ROOT / "config" / "chart" / "haproxy.cfg"),
     }
     return [ours.get(part, part) for part in command_words]
 

@@ -106,7 +106,7 @@ def test_processes_are_the_composed_ones():
     assert proxy["command"] == command("proxy")
     assert proxy["image"] == SERVICES["proxy"]["image"]
     files = find("ConfigMap", "proxy")["data"]
-    assert files == {"haproxy.cfg": (ROOT / "config" / "proxy" / "haproxy.cfg").read_text()}
+    assert files == {"haproxy.cfg": (ROOT / "config" / "chart" / "haproxy.cfg").read_text()}
 
 
 @pytest.mark.parametrize("name", sorted(pods(PLAIN).keys() - {"migrate"}))

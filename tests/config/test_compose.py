@@ -186,7 +186,7 @@ def test_only_the_proxy_is_reached() -> None:
     published = {name for name, service in SERVICES.items() if "ports" in service}
     assert published == {"proxy"}
     assert {OURS[name]["environment"]["EXHAUST_BEHIND_PROXY"] for name in OURS} == {"true"}
-    config = (ROOT / "config" / "proxy" / "haproxy.cfg").read_text()
+    config = (ROOT / "config" / "chart" / "haproxy.cfg").read_text()
     for name in ("collector", "web"):
         assert f"presetenv {name.upper()}_ADDRESS {name}:8000" in config
     for name in SERVICES["proxy"]["environment"]:

@@ -29,7 +29,7 @@ from ingest.adapters import ADAPTERS
 from tests.service import HOST, ROOT, Service, until
 
 HAPROXY = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or ""
-CONFIG = ROOT / "config" / "proxy" / "haproxy.cfg"
+CONFIG = ROOT / "config" / "chart" / "haproxy.cfg"
 ANONYMOUS_CALLS = 20
 NETWORK_CALLS = 4
 KEY = {"X-API-Key": "k-1"}
