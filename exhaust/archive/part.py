@@ -5,13 +5,16 @@ PostgreSQL and the portable way make of the same rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from json.encoder import encode_basestring
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from ingest.ids import hash_device
 
 # characters of the rows that are made at once: more would not fit Arrow's 32-bit offsets
 SLICE_BYTES = 32 * 1024 * 1024
@@ -44,7 +47,7 @@ class PartPlan:
 
     columns: Sequence[PartColumn]
     refused: Any  # an array of the device ids whose answers stay empty
-    show_device: Callable[[str], str]
+    device_key: bytes | None = field(repr=False)  # to hash devices with
     formula_signs: str
     number_pattern: str
 
@@ -75,8 +78,9 @@ def _read_cells(table: Any, column: PartColumn, plan: PartPlan) -> Any:
     values = table.column(column.name).combine_chunks()
     if column.kind == "time":
         return _format_times(values, column, "", "")
-    if column.name == "device_id":
-        values = _map_distinct(values, lambda texts: _map_each(texts, plan.show_device))
+    if column.name == "device_id" and plan.device_key is not None:
+        hash_text = partial(hash_device, plan.device_key)
+        values = _map_distinct(_map_distinct(values, _empty_to_null), partial(_map_each, hash_text))
     if column.needs_consent:
         values = _blank_refused(values, table.column("device_id").combine_chunks(), plan.refused)
     return _map_distinct(values, _empty_to_null)
@@ -102,7 +106,7 @@ def _empty_to_null(texts: Any) -> Any:
     return pc.if_else(is_empty, None, texts) if pc.any(is_empty).as_py() else texts
 
 
-def _map_each(texts: Any, change: Callable[[str], str]) -> Any:
+def _map_each(change: Callable[[str], str], texts: Any) -> Any:
     return pa.array(
         [None if text is None else change(text) for text in texts.to_pylist()], pa.string()
     )
@@ -314,5 +318,5 @@ def _encode_json_text(texts: Any) -> Any:
     needs_escape = pc.fill_null(pc.match_substring_regex(texts, r'[\x00-\x1f"\\]'), False)
     if not pc.any(needs_escape).as_py():
         return quoted
-    escaped = _map_each(texts.filter(needs_escape), encode_basestring)
+    escaped = _map_each(encode_basestring, texts.filter(needs_escape))
     return pc.replace_with_mask(quoted, needs_escape, escaped)

@@ -1,7 +1,5 @@
 """Which of a channel's rows a request reads, as SQL conditions; and days in a time zone."""
 
-import hashlib
-import hmac
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from typing import Any
@@ -10,6 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from django.db import connection
 
 from exhaust.feed import vocabulary
+from ingest.ids import hash_device
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Selection:
         """The device id as files show it: hashed where the channel asks for it."""
         if self.device_key is None or not device_id:
             return device_id
-        return hmac.digest(self.device_key, device_id.encode(), hashlib.sha256)[:16].hex()
+        return hash_device(self.device_key, device_id)
 
     def displayed_device_id_sql(self, cell_sql: str) -> tuple[str, dict[str, bytes]]:
         """The same as SQL: PostgreSQL has SHA-256 but no HMAC."""

@@ -12,6 +12,7 @@ import pytest
 from django.db import connection
 
 from exhaust.archive import part, read
+from exhaust.archive.columns import build_column
 from exhaust.archive.part import PartColumn, PartPlan
 from exhaust.datasets import cells
 from exhaust.datasets.cells import Column, Kind
@@ -20,6 +21,7 @@ from exhaust.datasets.selection import Selection
 from exhaust.files import writer
 from exhaust.files.formats import FORMATS, Format
 from exhaust.files.formats.lines import CsvWriter, JsonLinesWriter
+from ingest.ids import hash_device
 
 COUNT = 100_000
 ALPHABET = [
@@ -30,6 +32,7 @@ ALPHABET = [
 ]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SELECTION = Selection(1, 1, "", "", EPOCH, EPOCH, 1)
+KEY = b"k" * 32
 KINDS: Sequence[Kind] = ("text", "number", "whole", "json")
 
 
@@ -52,7 +55,7 @@ def make_plan(columns: Sequence[PartColumn], refused: Sequence[str] = ()) -> Par
     return PartPlan(
         columns,
         pa.array(refused, pa.string()),
-        str.upper,
+        KEY,
         cells.FORMULA_STARTS,
         cells.NUMBER_PATTERN,
     )
@@ -113,7 +116,7 @@ def test_times_equal_the_portable_ones(zone: str) -> None:
     read_cells = cells.make_cell_reader([column])
     expected = [read_cells({"occurred_at": moment}, "null", False)[0] for moment in moments]
 
-    chosen = read.build_column(column, {})
+    chosen = build_column(column, {})
     table = pa.table([pa.array(moments, pa.timestamp("us", "UTC"))], ["occurred_at"])
 
     assert [row[0] for row in part.iterate_rows(table, make_plan([chosen]))] == expected
@@ -143,7 +146,7 @@ def test_lines_equal_those_of_copy() -> None:
 
     # then
     arrays = [pa.array(texts, pa.string()), pa.array(moments, pa.timestamp("us", "UTC"))]
-    plan = make_plan([read.build_column(column, {}) for column in columns])
+    plan = make_plan([build_column(column, {}) for column in columns])
     assert join(part.make_csv_lines(pa.table(arrays, ["text", "at"]), plan)) == copied
 
 
@@ -177,7 +180,8 @@ def test_refused_answers_are_empty(by_dictionary: bool) -> None:
 
     rows = list(part.iterate_rows(pa.table([devices, answers], ["device_id", "answer"]), plan))
 
-    assert rows == [["A", None], [None, "2"], ["B", None], ["A", None]]
+    a, b = (hash_device(KEY, device) for device in "ab")
+    assert rows == [[a, None], [None, "2"], [b, None], [a, None]]
 
 
 @pytest.mark.parametrize("limit", [0, 20_000])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from exhaust.archive import objects, read, runs, snapshot, write
+from exhaust.archive import late, objects, read, runs, snapshot, write
 from exhaust.archive.schema import ANSWERS
 from exhaust.datasets import DATASETS
 from exhaust.datasets.layout import arrange_columns
@@ -50,7 +50,7 @@ LATER = FeedPosition(2**62, 2**62)
 @pytest.fixture
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "ANSWERS", replace(ANSWERS, group_rows=4))
-    monkeypatch.setattr(read, "LATE_ROWS", 3)
+    monkeypatch.setattr(late, "TABLE_ROWS", 3)
 
 
 def archive_to(end: FeedPosition = LATER) -> int:
