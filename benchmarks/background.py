@@ -189,7 +189,7 @@ def wait_for(is_done: Callable[[], bool], description: str) -> float:
 
 def time_push(quiet: Any, good: Receiver) -> float:
     from exhaust.demo.conversations import generate_answers
-    from ingest.adapters import telemetry
+    from ingest.adapters.telemetry.parser import parse
     from ingest.db.clock import read_clock
     from ingest.events import Call
     from ingest.store import batches
@@ -198,7 +198,7 @@ def time_push(quiet: Any, good: Receiver) -> float:
     (event,) = generate_answers(1, 1, start=harness.FIRST_DAY, channel=QUIET)
     event["mid"] = mark
     for body in export_data.telemetry_bodies([event]):
-        batches.append_batch(quiet.pk, telemetry.parse(body, Call(QUIET, read_clock())))
+        batches.append_batch(quiet.pk, parse(body, Call(QUIET, read_clock())))
     return wait_for(lambda: any(mark.encode() in body for body in good.bodies), "A push")
 
 

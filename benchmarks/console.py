@@ -105,7 +105,9 @@ def list_pages() -> dict[str, int]:
             "name": "schedule-1" if "schedule" in str(pattern.name) else destination.name,
         }  # fmt: skip
         if pattern.name in newest:
-            values["pk"] = newest[pattern.name].objects.order_by("-pk").values_list("pk")[0][0]
+            values["pk"] = (
+                newest[pattern.name]._default_manager.order_by("-pk").values_list("pk")[0][0]
+            )
         if pattern.name == "delivery":
             values["pk"] = Delivery.objects.filter(destination=destination).latest("pk").pk
         wanted = pattern.pattern.converters

@@ -3,7 +3,7 @@
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -39,11 +39,12 @@ def fill(jobs: int, events: int) -> None:
         )
         for number in range(CONVERSATIONS)
     )
-    for name, step in {
+    steps: dict[str, Callable[[], object]] = {
         "events": lambda: fill_events(channel.pk, events),
         "people, rejected events, audit log": lambda: fill_rest(channel, jobs),
         "jobs": lambda: fill_jobs(channel, jobs),
-    }.items():
+    }
+    for name, step in steps.items():
         print(f"filling {name}", file=sys.stderr, flush=True)
         step()
     with connection.cursor() as cursor:

@@ -64,7 +64,7 @@ class Telemetry(serializers.Serializer[Any]):
     ver = serializers.CharField()
     mid = serializers.CharField()
     actor = serializers.DictField()
-    context = Context()
+    context = Context()  # type: ignore[assignment] # the field hides what DRF calls so
     edata = Edata()
 
 
@@ -118,7 +118,7 @@ def build_rows(source: str, event: dict[str, Any], channel: int) -> list[StoredE
     match source:
         case "telemetry":
             context = event["context"]
-            parts = (
+            parts: tuple[Any, ...] = (
                 event["mid"],
                 context["did"],
                 str(event["edata"].get("item")),

@@ -35,8 +35,8 @@ def load(month_rows: int, months: int) -> None:
     """Loads a month of answers through the adapter, then copies it to later months."""
     from django.db import connection
 
-    from ingest.adapters import participants as profiles_adapter
-    from ingest.adapters import telemetry
+    from ingest.adapters.participants import parser as profiles_parser
+    from ingest.adapters.telemetry import parser
     from ingest.events import Call
     from ingest.models import Channel, Conversation
     from ingest.store import batches
@@ -53,9 +53,9 @@ def load(month_rows: int, months: int) -> None:
             payload_bytes=PAYLOAD_BYTES,
         )
     ):  # fmt: skip
-        batches.append_batch(channel.pk, telemetry.parse(body, Call(CHANNEL, now)))
+        batches.append_batch(channel.pk, parser.parse(body, Call(CHANNEL, now)))
     profiles = json.dumps(list(generate_participants(devices, start=FIRST_DAY))).encode()
-    batches.append_batch(channel.pk, profiles_adapter.parse(profiles, Call(CHANNEL, now)))
+    batches.append_batch(channel.pk, profiles_parser.parse(profiles, Call(CHANNEL, now)))
     if connection.vendor != "postgresql":
         return
     with connection.cursor() as cursor:

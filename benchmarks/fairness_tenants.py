@@ -3,6 +3,7 @@
 import os
 import re
 from base64 import b64encode
+from datetime import timedelta
 from io import BytesIO
 from typing import Any
 
@@ -127,7 +128,7 @@ def _prepare_busy(busy: Any) -> dict[str, str]:
         Schedule(
             channel=busy, name=f"s-{n}", cron="0 6 1 1 *", dataset="uci-response-exhaust",
             conversation="bot-000000", window="yesterday", tag="t", requested_by="busy",
-            next_at=now + timezone.timedelta(days=9),
+            next_at=now + timedelta(days=9),
         )
         for n in range(50)
     )  # fmt: skip

@@ -81,7 +81,7 @@ def prove_completeness(seconds: float, writers: int, readers: int, seed: int) ->
     from django.utils import timezone
 
     from exhaust.feed import pages
-    from ingest.adapters import telemetry
+    from ingest.adapters.telemetry.parser import parse
     from ingest.events import Call
     from ingest.feed import values
     from ingest.models import Channel
@@ -113,7 +113,7 @@ def prove_completeness(seconds: float, writers: int, readers: int, seed: int) ->
             try:
                 with transaction.atomic() if nested else nullcontext():
                     call = Call("PROOF", timezone.now())
-                    store.append_batch(channel.pk, telemetry.parse(body, call))
+                    store.append_batch(channel.pk, parse(body, call))
                     if nested:
                         time.sleep(2 if dice.random() < 0.001 else dice.choice([0, 0, 0.02]))
                         if dice.random() < 0.05:
@@ -211,7 +211,8 @@ def pull_pages(port: int, key: str) -> tuple[list[float], int, int]:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
-    times, count, size, cursor = [], 0, 0, ""
+    times: list[float] = []
+    count, size, cursor = 0, 0, ""
     while True:
         query = urlencode({"pageSize": PAGE_ITEMS, "cursor": cursor})
         start_time = time.monotonic()
@@ -284,7 +285,7 @@ def time_push(variables: dict[str, str], sessions: int) -> list[Result]:
 
 
 def load_sessions(identifier: str, sessions: int, each: int) -> Any:
-    from ingest.adapters import telemetry
+    from ingest.adapters.telemetry.parser import parse
     from ingest.events import Call
     from ingest.models import Channel
     from ingest.store import batches as store
@@ -306,7 +307,7 @@ def load_sessions(identifier: str, sessions: int, each: int) -> Any:
             for number in range(first, min(first + 100, sessions))
             for index in range(each)
         ]
-        store.append_batch(channel.pk, telemetry.parse(json.dumps(batch).encode(), call))
+        store.append_batch(channel.pk, parse(json.dumps(batch).encode(), call))
     return channel
 
 

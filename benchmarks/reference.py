@@ -33,7 +33,7 @@ class JobSerializer(serializers.ModelSerializer[Job]):
         exclude = ["encrypted_key"]
 
 
-class ReferenceView(generics.RetrieveAPIView):
+class ReferenceView(generics.RetrieveAPIView[Job]):
     authentication_classes = ()
     permission_classes = ()
     serializer_class = JobSerializer

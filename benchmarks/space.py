@@ -78,7 +78,7 @@ def list_indexes(connection: psycopg.Connection[Any]) -> list[tuple[str, int]]:
 
 
 def _fetch_row(connection: psycopg.Connection[Any], sql: str) -> tuple[Any, ...]:
-    row = connection.execute(sql).fetchone()
+    row: tuple[Any, ...] | None = connection.execute(sql).fetchone()
     assert row is not None  # noqa: S101
     return row
 

@@ -129,7 +129,7 @@ def run_campaign(options: argparse.Namespace) -> None:
             subprocess.Popen(command, cwd=harness.ROOT, stdout=subprocess.PIPE, text=True)
         )
     watchdog = threading.Timer(
-        600 + 2 * len(runs), lambda: [child.terminate() for child in children]
+        600 + 2 * len(runs), lambda: list(map(subprocess.Popen.terminate, children))
     )
     watchdog.daemon = True
     watchdog.start()

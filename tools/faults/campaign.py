@@ -256,14 +256,15 @@ class Campaign:
         assert self._readers is not None  # noqa: S101
         wait([trial.check_result for trial in self._running if trial.check_result])
         with self._readers.disturb():
-            {
+            disturbances: dict[str, Callable[[], object]] = {
                 "restarted": partial(servers.restart, "fast"),
                 "crashed": partial(servers.restart, "immediate"),
                 "failed over": servers.fail_over,
                 "read-only": servers.refuse_writes,
                 DISK_FULL: self._fill_disk,
                 RESTORED: self._restore_backup,
-            }[kind]()
+            }
+            disturbances[kind]()
         connections.close_all()
 
     def _fill_disk(self) -> None:
@@ -562,7 +563,7 @@ def check_and_close(
 
 def load_channels() -> None:
     """Creates channels, their conversations of every size, and participants."""
-    from ingest.adapters import participants as profiles_adapter
+    from ingest.adapters.participants.parser import parse
     from ingest.events import Call
     from ingest.models import Channel, Conversation, StoredEvent
     from ingest.store import batches
@@ -575,7 +576,7 @@ def load_channels() -> None:
     profiles = json.dumps(list(generate_participants(60, start=FIRST_DAY))).encode()
     for identifier in CHANNELS:
         channel = Channel.objects.create(identifier=identifier)
-        batches.append_batch(channel.pk, profiles_adapter.parse(profiles, Call(identifier, now)))
+        batches.append_batch(channel.pk, parse(profiles, Call(identifier, now)))
         for size, rows in SIZES.items():
             Conversation.objects.create(channel=channel, identifier=size, name=size)
             store_events(channel, make_events(identifier, size, rows, seed=1), rows)
@@ -591,13 +592,13 @@ def make_events(channel: str, size: str, rows: int, seed: int) -> Any:
 
 
 def store_events(channel: Any, payloads: Any, rows: int) -> None:
-    from ingest.adapters import telemetry
+    from ingest.adapters.telemetry.parser import parse
     from ingest.events import Call
     from ingest.store import batches
 
     stored = 0
     for body in telemetry_bodies(payloads):
-        batch = telemetry.parse(body, Call(channel.identifier, datetime.now(UTC)))
+        batch = parse(body, Call(channel.identifier, datetime.now(UTC)))
         stored += batches.append_batch(channel.pk, batch).stored
     if stored != rows:
         raise SystemExit(f"{stored} of {rows} events were stored.")

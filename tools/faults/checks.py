@@ -288,8 +288,8 @@ def check_job(
         [*observations.violations, *(f"{old} then {new}" for old, new in wrong_turns)]
     ):
         report(("half", violation))
-    for status in observations.wrong_answers:
-        report(("error" if status >= 500 else "not met", f"the API said {status}"))
+    for code in observations.wrong_answers:
+        report(("error" if code >= 500 else "not met", f"the API said {code}"))
     verdict.is_swept = _sweep_job(pk, store, {file.key for file in files}, report)
     return verdict
 

@@ -131,7 +131,7 @@ class Installation:
         self.web.start()
         _wait_for_port(self.web_port)
 
-    def trouble_redis(self, kind: str) -> Callable[[], None]:
+    def trouble_redis(self, kind: str) -> Callable[[], object]:
         """Makes Redis refuse writes, or stand still. Returns what ends it."""
         client = redis.Redis(port=self._redis_port)
         match kind:

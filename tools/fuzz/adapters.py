@@ -144,7 +144,12 @@ def mutated_inputs(name: str, count: int, seed: int) -> Iterator[bytes]:
 
 def build_reader(name: str) -> Callable[[bytes], None]:
     """Returns a function that reads bytes as the view does and checks the result."""
-    from ingest.adapters import clickstream, desk, participants, skalin, telemetry
+    from ingest.adapters.clickstream import parser as clickstream
+    from ingest.adapters.desk import parser as desk
+    from ingest.adapters.participants import parser as participants
+    from ingest.adapters.skalin import parser as skalin
+    from ingest.adapters.skalin import query as skalin_query
+    from ingest.adapters.telemetry import parser as telemetry
     from ingest.events import Call, RequestError
 
     def context(data: bytes) -> Call:
@@ -152,12 +157,12 @@ def build_reader(name: str) -> Callable[[bytes], None]:
         return Call("c", NOW, kind, "app", 1, {"upload_timestamp": "1763726400000"})
 
     def read_hit(data: bytes) -> Any:
-        query, residue = skalin.query.split_query(data)
-        parameters = skalin.query.parse_query(query)
+        query, residue = skalin_query.split_query(data)
+        parameters = skalin_query.parse_query(query)
         body = (
-            skalin.query.bulk_from_query(residue)
+            skalin_query.bulk_from_query(residue)
             if residue
-            else skalin.query.bulk_from_hit(parameters)
+            else skalin_query.bulk_from_hit(parameters)
         )
         return skalin.parse(body, context(data))
 

@@ -79,16 +79,16 @@ def to_wire(case: Any) -> tuple[Wire, Any]:
     for name in get_exclude_headers(case):
         arguments["headers"].pop(name, None)
     prepared = requests.Request(**arguments).prepare()
-    url = urlsplit(prepared.url)
-    content = prepared.body or b""
-    if not isinstance(content, bytes):
+    url = urlsplit(prepared.url or "")
+    content: Any = prepared.body or b""
+    if isinstance(content, str):
         content = content.encode(errors="surrogatepass")
     headers = tuple(
         (name, value if isinstance(value, str) else value.decode("latin-1"))
         for name, value in prepared.headers.items()
         if name.lower() not in {"content-length", "connection", "accept-encoding"}
     )
-    return Wire(prepared.method, url.path, url.query, headers, content), prepared
+    return Wire(prepared.method or "", url.path, url.query, headers, content), prepared
 
 
 # Variants -----------------------------------------------------------------------------------------

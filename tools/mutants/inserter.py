@@ -223,7 +223,7 @@ class MutantInserter(ast.NodeTransformer):
         for becomes in replacements:
             replacement = copy.deepcopy(becomes)
             if isinstance(node, ast.expr):
-                replacement = replacement.value  # type: ignore[union-attr]
+                replacement = replacement.value  # type: ignore[attr-defined]
                 result = ast.IfExp(
                     self._add_mutant(node, f"{was} -> {ast.unparse(replacement)}"),
                     replacement,
