@@ -24,7 +24,7 @@ from ingest import metrics
 from ingest.adapters import find_endpoint
 from ingest.events import RequestError
 from ingest.limits import token_bucket
-from ingest.limits.token_bucket import HttpMessage
+from ingest.limits.token_bucket import HttpMessage, Take
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class CountedCall(NamedTuple):
 
 
 def count_waiting(calls: Sequence[CountedCall]) -> list[float]:
-    """Counts calls that wait together, by one or two trips to Redis for each caller.
+    """Counts calls that wait together, mostly by two trips to Redis.
 
     Returns for each the seconds that it has to wait; 0.0 to go on.
     """
@@ -111,17 +111,19 @@ def count_waiting(calls: Sequence[CountedCall]) -> list[float]:
     places: dict[tuple[Limit, str], list[int]] = {}
     for place, call in enumerate(calls):
         places.setdefault((call.limit, call.caller), []).append(place)
-    for (limit, caller), of_caller in places.items():
-        scaled = limit.scale()
-        count, wait_seconds, full_in_seconds = local_quota.spend_many(
-            f"{limit.name}:{caller}", scaled, len(of_caller)
-        )
+    wanted = [
+        (f"{limit.name}:{caller}", limit.scale(), len(of_caller))
+        for (limit, caller), of_caller in places.items()
+    ]
+    spent = local_quota.spend_all(wanted)
+    for of_caller, (_, scaled, _), outcome in zip(places.values(), wanted, spent, strict=True):
+        count, wait_seconds, full_in_seconds = outcome
         for number, place in enumerate(of_caller):
             request = calls[place].request
             waits[place] = 0.0 if number < count else wait_seconds
             if request is not None:
                 request.rate_limit_state = scaled, waits[place], full_in_seconds  # type: ignore[attr-defined]
-                metrics.count_decision(limit.name, "rejected" if waits[place] else "allowed")
+                metrics.count_decision(scaled.name, "rejected" if waits[place] else "allowed")
     return waits
 
 
@@ -173,7 +175,8 @@ class LocalQuota:
     """A process's share of a bucket, taken in one piece, so that most calls cost no trip to Redis.
 
     No more calls pass than the bucket gave. An unused share expires within a moment. The share
-    doubles while it is used up, so that a rare caller takes one call at a time.
+    doubles while it is used up, and after one that expired it is what was used of that one. So a
+    rare caller takes one call at a time, and a steady one seldom asks.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -206,34 +209,71 @@ class LocalQuota:
         Returns how many, the seconds that the next one has to wait, 0.0 where all were taken, and
         until the bucket is full.
         """
-        wanted = count
-        while (full_in_seconds := self.take(key, limit)) is not None:
-            wanted -= 1
-            if not wanted:
-                return count, 0.0, full_in_seconds
+        return self.spend_all([(key, limit, count)])[0]
+
+    def spend_all(self, calls: Sequence[tuple[str, Limit, int]]) -> list[tuple[int, float, float]]:
+        """Returns for each key what `spend_many` does."""
+        outcomes: list[Any] = [None] * len(calls)
+        asking: list[tuple[int, int, int]] = []  # place, calls that the share lacks, next size
+        for place, (key, limit, count) in enumerate(calls):
+            missing = count
+            while missing and (full_in_seconds := self.take(key, limit)) is not None:
+                missing -= 1
+                outcomes[place] = count, 0.0, full_in_seconds
+            if missing:
+                asking.append((place, missing, self._choose_size(key, limit)))
+        if not asking:
+            return outcomes
+        takes = [
+            Take(calls[place][0], calls[place][1].rate, calls[place][1].burst, max(size, missing))
+            for place, missing, size in asking
+        ]
+        for (place, missing, size), spent in zip(
+            asking, token_bucket.spend_all(takes), strict=True
+        ):
+            outcomes[place] = self._share(*calls[place], missing, size, spent)
+        return outcomes
+
+    def _choose_size(self, key: str, limit: Limit) -> int:
+        """Returns how many calls the next share has."""
         now = self._clock()
-        _, size, expires_at, _ = self._quotas.get(key, _NO_QUOTA)
-        max_size = max(1, int(limit.rate * QUOTA_SECONDS))
-        size = min(max(1, size * 2), max_size) if now < expires_at else 1
-        asked = max(size, wanted)
-        wait_seconds, full_in_seconds = token_bucket.spend(key, limit.rate, limit.burst, asked)
+        left, size, expires_at, _ = self._quotas.get(key, _NO_QUOTA)
+        if now < expires_at:
+            size *= 2
+        else:
+            size = size - left if now < expires_at + 2 * QUOTA_SECONDS else 1
+        return min(max(1, size), max(1, int(limit.rate * QUOTA_SECONDS)))
+
+    def _share(
+        self,
+        key: str,
+        limit: Limit,
+        count: int,
+        missing: int,
+        size: int,
+        spent: tuple[float, float],
+    ) -> tuple[int, float, float]:
+        """Takes what is missing from what the bucket gave, and keeps the rest as a share."""
+        asked = max(size, missing)
+        wait_seconds, full_in_seconds = spent
         if wait_seconds and asked > 1:
             left = int(limit.burst - full_in_seconds * limit.rate)
-            size, asked = 1, min(wanted, max(1, left))
+            size, asked = 1, min(missing, max(1, left))
             wait_seconds, full_in_seconds = token_bucket.spend(key, limit.rate, limit.burst, asked)
         if wait_seconds:
-            return count - wanted, wait_seconds, full_in_seconds
-        taken = min(asked, wanted)
+            return count - missing, wait_seconds, full_in_seconds
+        taken = min(asked, missing)
+        now = self._clock()
         with self._lock:
             full_at = now + full_in_seconds
             self._quotas[key] = asked - taken, size, now + 2 * QUOTA_SECONDS, full_at
             self._quotas.move_to_end(key)
             if len(self._quotas) > token_bucket.MAX_BUCKETS:
                 self._quotas.popitem(last=False)
-        if taken < wanted:
+        if taken < missing:
             wait_seconds = max(1 / limit.rate, full_in_seconds + (1 - limit.burst) / limit.rate)
         full_in_seconds -= (asked - taken) / limit.rate  # which are not used yet
-        return count - wanted + taken, wait_seconds, full_in_seconds
+        return count - missing + taken, wait_seconds, full_in_seconds
 
 
 local_quota = LocalQuota()

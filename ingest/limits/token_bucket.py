@@ -10,10 +10,10 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from django.conf import settings
 
@@ -46,6 +46,22 @@ def spend(
     """
     limiter = get_limiter(settings.CELERY_BROKER_URL)
     return limiter.spend(key, rate, burst, count, is_debt=is_debt)
+
+
+class Take(NamedTuple):
+    """Calls to take from a bucket."""
+
+    key: str
+    rate: float
+    burst: int
+    calls: int = 1
+
+
+def spend_all(takes: Sequence[Take]) -> list[tuple[float, float]]:
+    """Returns for each what `spend` does, by two trips to Redis for all."""
+    if len(takes) == 1:
+        return [spend(*takes[0])]
+    return get_limiter(settings.CELERY_BROKER_URL).spend_all(takes)
 
 
 class HttpMessage(Protocol):
@@ -147,6 +163,9 @@ class ProcessLimiter:
                 self.buckets.popitem(last=False)
         return max(wait_ns, 0) / 1_000_000_000, (full_at - now) / 1_000_000_000
 
+    def spend_all(self, takes: Sequence[Take]) -> list[tuple[float, float]]:
+        return [self.spend(*take) for take in takes]
+
 
 # One script makes reading and moving atomic. It uses the clock of Redis, because those of two web
 # servers differ. Whole microseconds stay exact in Lua's doubles. A bucket that is more than two
@@ -176,7 +195,7 @@ class RedisLimiter:
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._url = url
         self._clock = clock
-        self.script: Callable[..., object] | None = None
+        self.script: Any = None
         self._retry_redis_at = self._next_warning_at = -math.inf
         self._fallback = ProcessLimiter(lambda: round(clock() * 1_000_000_000))  # while Redis fails
 
@@ -186,26 +205,41 @@ class RedisLimiter:
     def spend(
         self, key: str, rate: float, burst: int, count: int = 1, *, is_debt: bool = False
     ) -> tuple[float, float]:
-        if self._clock() < self._retry_redis_at:
-            return self._fallback.spend(key, rate, burst, count, is_debt=is_debt)
-        try:
-            if self.script is None:
-                self.script = self.connect().register_script(_GCRA)
-            reply = self.script(
-                keys=[REDIS_PREFIX + key],
-                args=[round(1_000_000 / rate), burst, count, int(is_debt)],
+        return self._spend([Take(key, rate, burst, count)], is_debt=is_debt)[0]
+
+    def spend_all(self, takes: Sequence[Take]) -> list[tuple[float, float]]:
+        return self._spend(takes)
+
+    def _spend(self, takes: Sequence[Take], *, is_debt: bool = False) -> list[tuple[float, float]]:
+        if self._clock() >= self._retry_redis_at:
+            try:
+                return [_read_reply(reply) for reply in self._run_script(takes, is_debt=is_debt)]
+            except Exception as error:  # no failure of Redis may reject a call
+                now = self._clock()
+                self._retry_redis_at = now + REDIS_RETRY_SECONDS
+                if now >= self._next_warning_at:
+                    self._next_warning_at = now + WARNING_SECONDS
+                    log.warning("rate_limiter.redis_failed", error=error)
+        return [self._fallback.spend(*take, is_debt=is_debt) for take in takes]
+
+    def _run_script(self, takes: Sequence[Take], *, is_debt: bool) -> list[object]:
+        if self.script is None:
+            self.script = self.connect().register_script(_GCRA)
+        calls = [
+            (
+                REDIS_PREFIX + take.key,
+                [round(1_000_000 / take.rate), take.burst, take.calls, int(is_debt)],
             )
-            match reply:
-                case [int(wait), int(behind)] if wait >= 0 and behind >= 0:
-                    return wait / 1_000_000, behind / 1_000_000
-            raise ValueError("no waiting time")
-        except Exception as error:  # no failure of Redis may reject a call
-            now = self._clock()
-            self._retry_redis_at = now + REDIS_RETRY_SECONDS
-            if now >= self._next_warning_at:
-                self._next_warning_at = now + WARNING_SECONDS
-                log.warning("rate_limiter.redis_failed", error=error)
-            return self._fallback.spend(key, rate, burst, count, is_debt=is_debt)
+            for take in takes
+        ]
+        (key, arguments), *others = calls
+        replies = [self.script(keys=[key], args=arguments)]  # which loads it into Redis
+        if others:
+            with self.script.registered_client.pipeline(transaction=False) as pipeline:
+                for key, arguments in others:
+                    pipeline.evalsha(self.script.sha, 1, key, *arguments)
+                replies += pipeline.execute()
+        return replies
 
     def connect(self) -> "redis.Redis":
         import redis  # slow to import, and not needed without Redis
@@ -218,6 +252,13 @@ class RedisLimiter:
             socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),  # the default tries three times
         )
+
+
+def _read_reply(reply: object) -> tuple[float, float]:
+    match reply:
+        case [int(wait), int(behind)] if wait >= 0 and behind >= 0:
+            return wait / 1_000_000, behind / 1_000_000
+    raise ValueError("no waiting time")
 
 
 @cache

@@ -286,9 +286,8 @@ def test_uncounted_answers_have_no_headers(rf: RequestFactory):
 # Leases -----------------------------------------------------------------------------------------
 
 
-def test_local_quota_passes_exact_burst(
-    monkeypatch: pytest.MonkeyPatch, counted: token_bucket.ProcessLimiter
-):
+def note_counts(monkeypatch: pytest.MonkeyPatch, counted: token_bucket.ProcessLimiter) -> list[int]:
+    """Returns a list that gets the calls of each trip to the buckets."""
     asked: list[int] = []
     spend = counted.spend
 
@@ -299,6 +298,13 @@ def test_local_quota_passes_exact_burst(
         return spend(key, rate, burst, count, **options)
 
     monkeypatch.setattr(counted, "spend", noted)
+    return asked
+
+
+def test_local_quota_passes_exact_burst(
+    monkeypatch: pytest.MonkeyPatch, counted: token_bucket.ProcessLimiter
+):
+    asked = note_counts(monkeypatch, counted)
     leases, limit = LocalQuota(Clock().seconds), Limit("x", 1000, 1777)
 
     passed = sum(leases.spend("a", limit)[0] == 0 for _ in range(3_000))
@@ -306,6 +312,23 @@ def test_local_quota_passes_exact_burst(
     assert passed == limit.burst
     assert asked[:7] == [1, 2, 4, 8, 16, 32, 50]
     assert len([count for count in asked if count > 1]) < 50 + (3_000 - passed)
+
+
+def test_steady_caller_seldom_asks(
+    monkeypatch: pytest.MonkeyPatch, counted: token_bucket.ProcessLimiter
+):
+    asked = note_counts(monkeypatch, counted)
+    clock = Clock()
+    leases, limit = LocalQuota(clock.seconds), Limit("x", 10_000, 20_000)
+    for _ in range(9_000):  # in three seconds
+        clock.now += 1 / 3_000
+        assert leases.spend("a", limit)[0] == 0
+
+    assert len(asked) < 60
+    assert sum(asked) < 1.7 * 9_000
+    clock.now += 60
+    leases.spend("a", limit)
+    assert asked[-1] == 1  # it has become a rare caller
 
 
 def test_process_quotas_share_one_bucket():
@@ -346,7 +369,7 @@ def test_waiting_calls_take_one_trip(
 
     assert waits[:200] == [0.0] * 200  # what the buckets still have, the first ones first
     assert waits[200:] == [pytest.approx(0.001)] * 200
-    assert asked == [200, 200, 200, 100, 200, 100]
+    assert asked == [200, 200, 200, 200, 100, 100]
 
 
 def test_waiting_calls_take_what_is_at_hand(counted: token_bucket.ProcessLimiter):

@@ -11,7 +11,7 @@ import redis
 from django.test import RequestFactory
 
 from ingest.limits import token_bucket
-from ingest.limits.token_bucket import REDIS_PREFIX, ProcessLimiter, RedisLimiter
+from ingest.limits.token_bucket import REDIS_PREFIX, ProcessLimiter, RedisLimiter, Take
 
 RATE, BURST = 100, 500
 
@@ -229,6 +229,19 @@ def test_script_is_reloaded_after_flush(server: redis.Redis, settings: Any):
 
     assert buckets.take(name, 0.001, 2) == 0.0
     assert buckets.take(name, 0.001, 2) > 0.0
+
+
+@pytest.mark.redis
+def test_several_takes_are_one_by_one(server: redis.Redis, settings: Any):
+    server.script_flush()
+    takes = [Take(name, 0.001, 3, 2) for name in (key(), key())] * 2
+    expected = ProcessLimiter(lambda: 0).spend_all(takes)
+
+    spent = RedisLimiter(settings.CELERY_BROKER_URL).spend_all(takes)
+
+    assert [wait > 0 for wait, _ in spent] == [wait > 0 for wait, _ in expected]
+    assert [wait > 0 for wait, _ in spent] == [False, False, True, True]
+    assert [full for _, full in spent] == [pytest.approx(full, rel=0.01) for _, full in expected]
 
 
 @pytest.mark.redis
