@@ -4,18 +4,15 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from ingest.adapters import json_body
 from ingest.events import RequestError, format_count
 from ingest.ids import make_uuid
-from ingest.limits.admission import MAX_DISCARDED_BYTES
 
 IDLE_BODY_SECONDS = 15.0  # for a body's first byte, and beyond its rate
 SMALL_BODY_BYTES = 256 * 1024  # are read in one piece, which takes less time
 MIN_BYTES_PER_SECOND = 32 * 1024  # of a body
-DISCARD_SECONDS = 5.0  # of a body that is not wanted
 _REQUEST_ID = re.compile(r"[0-9A-Fa-f-]{32,36}\Z")  # a UUID, with or without dashes: no phone
 
 
@@ -64,7 +61,6 @@ class Request:
         "caller",
         "channel",
         "headers",
-        "is_body_read",
         "log_fields",
         "method",
         "path",
@@ -76,7 +72,6 @@ class Request:
         "variables",
     )
 
-    discarding: ClassVar[int] = 0  # bodies that are read and forgotten at this moment
     is_stopping: ClassVar[bool] = False  # the process: what can be answered now need not wait
 
     def __init__(
@@ -102,7 +97,6 @@ class Request:
         self.request_id = given_id if _REQUEST_ID.match(given_id) else make_uuid()
         self.caller = self.channel = ""  # of the log line, once they are known
         self.log_fields: dict[str, str] = {}  # further ones
-        self.is_body_read = False
         self.route = "none"  # the address without its variable parts
         self.variables: dict[str, str] = {}  # which are here
 
@@ -129,7 +123,6 @@ class Request:
             reserve(length)
             with deadlines.limit(IDLE_BODY_SECONDS):
                 body = await self.read_small_body()
-            self.is_body_read = True
             if len(body) < length:
                 raise cut_off(length - len(body))
             return body
@@ -145,37 +138,9 @@ class Request:
                 reserve(len(chunk))
                 received.append(chunk)
                 deadline.extend(len(chunk) / MIN_BYTES_PER_SECOND)
-        self.is_body_read = True
         if length is not None and size < length:
             raise cut_off(length - size)
         return received[0] if len(received) == 1 else b"".join(received)
-
-    async def discard_body(self) -> None:
-        """Reads the rest of a body that was answered before it was read, and forgets it.
-
-        To close the connection instead would reset it, and a sender or a proxy that still writes
-        would lose the response.
-        """
-        headers = self.headers
-        if self.is_body_read or not (
-            headers.get("content-length") or headers.get("transfer-encoding")
-        ):
-            return
-        size = 0
-        length = headers.get("content-length", "")
-        Request.discarding += 1
-        try:
-            with suppress(Exception):  # the client has gone, or takes too long
-                async with asyncio.timeout(DISCARD_SECONDS):
-                    if length.isdecimal() and int(length) <= SMALL_BODY_BYTES:
-                        await self.read_small_body()
-                        return
-                    async for chunk in self.chunks():
-                        size += len(chunk)
-                        if size > MAX_DISCARDED_BYTES:
-                            return
-        finally:
-            Request.discarding -= 1
 
     def content_length(self) -> int | None:
         """The length that the header tells, or None for a body in chunks.

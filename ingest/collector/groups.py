@@ -18,8 +18,9 @@ Work = Callable[[Sequence[Item]], Sequence[Result | Exception]]
 LoopWork = Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]]
 
 
-MAX_WAIT_SECONDS = 0.7  # of admitted work
-MIN_BACKLOG_BYTES = 2 * 1024 * 1024
+MAX_WAIT_SECONDS = 0.4  # of admitted work
+MIN_REQUESTS, MIN_BYTES = 8, 8 * 1024 * 1024  # in progress, however long they take
+FEW_PARTIES = 4  # of an owner
 MEASURE_SECONDS = 0.25
 
 
@@ -84,30 +85,34 @@ class Backlog:
     """Bounds the work in progress to what is done within a wait that callers accept.
 
     It measures the bytes that are done a second, and admits no more than are done in
-    `MAX_WAIT_SECONDS`. An owner with nothing in progress, or with less than an equal part of it, is
-    always admitted, so that a busy one shuts out no other. So is a party of a busy owner, with
-    nothing in progress or with less than an equal part of its owner's.
+    `MAX_WAIT_SECONDS`, or `MIN_REQUESTS`. An owner with nothing in progress, or with less than an
+    equal part of it, is always admitted, so that a busy one shuts out no other. So is a party of a
+    busy owner with less than an equal part of its owner's, and one of `FEW_PARTIES` with nothing in
+    progress: each of many would make all others wait longer.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._owners: dict[Hashable, dict[Hashable, int]] = {}  # bytes in progress, by party
         self._total = 0
-        self._rate = MIN_BACKLOG_BYTES * 4 / MAX_WAIT_SECONDS  # bytes a second; a first guess
+        self._count = 0  # requests
+        self._rate = MIN_BYTES / MAX_WAIT_SECONDS  # bytes a second; a first guess
         self._done = 0  # bytes, since then
         self._since = clock()
         self._was_idle = True  # at some time since then: the rate may be higher
 
     def check(self, owner: Hashable, size: int, party: Hashable = "") -> None:
         """Raises `ShareFull` where work of so many bytes would have to wait too long."""
-        limit = max(MIN_BACKLOG_BYTES, self._rate * MAX_WAIT_SECONDS)
+        limit = self._rate * MAX_WAIT_SECONDS
+        total = self._total + size
         parties = self._owners.get(owner)
-        if not parties or self._total + size <= limit:
+        if not parties or total <= limit or (self._count < MIN_REQUESTS and total <= MIN_BYTES):
             return
         part = limit / len(self._owners)
         if sum(parties.values()) + size <= part:
             return
-        if (own := parties.get(party, 0)) and own + size > part / len(parties):
+        own = parties.get(party, 0)
+        if (own or len(parties) >= FEW_PARTIES) and own + size > part / len(parties):
             raise ShareFull
 
     def enter(self, owner: Hashable, size: int, party: Hashable = "") -> None:
@@ -116,6 +121,7 @@ class Backlog:
         parties = self._owners.setdefault(owner, {})
         parties[party] = parties.get(party, 0) + size
         self._total += size
+        self._count += 1
 
     def leave(self, owner: Hashable, size: int, party: Hashable = "") -> None:
         """Takes back the work of one `enter`."""
@@ -126,6 +132,7 @@ class Backlog:
             if not parties:
                 del self._owners[owner]
         self._total -= size
+        self._count -= 1
         self._done += size
         self._was_idle |= not self._total
         elapsed = self._clock() - self._since

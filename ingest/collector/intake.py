@@ -46,8 +46,6 @@ MAX_TINY_BYTES = 1024  # of one that cannot be slow
 GROUP_EVENTS = 1000  # of one commit
 BULK_EVENTS = 500  # of a batch that has to wait for batches like it
 CHANNEL_REQUESTS, CHANNEL_BYTES = 512, 32 * 1024 * 1024  # in progress, of a channel in a process
-MAX_UNWANTED_BYTES = 16 * 1024  # of a body that is always read, although its call is refused
-MAX_DISCARDING = 16  # larger ones at once
 REQUEST_BYTES = 512  # of work that a request is besides its body
 _encode = msgspec.json.Encoder().encode
 _EMPTY = StoreResult(0, 0, [])
@@ -114,10 +112,10 @@ class Collector:
                 response = _with_headers(response, **{"Retry-After": wait})
         except ShareFull:
             metrics.OVERLOAD_REJECTIONS.inc()
-            response = _reject_overload(endpoint, request)
+            response = _reject_overload(endpoint)
         except (DatabaseError, InterfaceError) as error:
             log.error("collector.store_failed", exc_info=error)
-            response = _reject_overload(endpoint, request)
+            response = _reject_overload(endpoint)
         headers = {**response.headers, **rate_limits.build_headers(request)}
         if adapter.cors:
             origin = request.headers.get("Origin") or ""
@@ -299,15 +297,8 @@ def _with_headers(response: Response, **headers: str) -> Response:
     return response._replace(headers={**response.headers, **headers})
 
 
-def _reject_overload(endpoint: Endpoint, request: Request) -> Response:
-    response = _with_headers(endpoint.overload, **{"Retry-After": str(next_retry_seconds())})
-    length = request.headers.get("Content-Length") or ""
-    is_small = length.isdecimal() and int(length) <= MAX_UNWANTED_BYTES
-    if not is_small and Request.discarding >= MAX_DISCARDING:
-        # under much load even to forget a body costs too much; some clients lose the answer
-        request.is_body_read = True
-        return _with_headers(response, Connection="close")
-    return response
+def _reject_overload(endpoint: Endpoint) -> Response:
+    return _with_headers(endpoint.overload, **{"Retry-After": str(next_retry_seconds())})
 
 
 # The threads -------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import http
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
@@ -16,16 +17,18 @@ import httptools
 
 from ingest import logs
 from ingest.adapters.base import PROBLEM
-from ingest.collector.exchange import Headers, Request
+from ingest.collector.exchange import Headers, Request, deadlines
 from ingest.collector.servers import Application, build_problem
 from ingest.collector.wsgi_bridge import SEND_SECONDS, Answer, Stream
 from ingest.events import RequestError
-from ingest.limits.admission import next_retry_seconds
+from ingest.limits.admission import MAX_DISCARDED_BYTES, next_retry_seconds
 
 log = logs.get_logger(__name__)
 HEAD_SECONDS = 15.0  # for a whole head, from the connection or the last answer on
 HEAD_BYTES, MAX_HEADERS = 64 * 1024, 100  # of a head; trailers have as many bytes
 BUFFER_BYTES = 64 * 1024  # of a body that the application has not taken
+MAX_DRAINED_BYTES, DRAIN_SECONDS = 1024 * 1024, 1.0  # of one that is read before its answer
+DISCARD_SECONDS = 5.0  # for the rest of a body that is not wanted
 MAX_CONNECTIONS = 4096  # of a process
 MAX_PIPELINED = 16  # requests that wait on one connection
 _STATUS_LINES = {
@@ -45,6 +48,7 @@ class HttpRequest(Request):
         "_size",
         "awaits_continue",
         "is_cut_off",
+        "is_unwanted",
         "is_whole",
         "keeps_alive",
         "version",
@@ -57,16 +61,43 @@ class HttpRequest(Request):
         self._size = 0
         self._arrival: asyncio.Future[None] | None = None
         self.awaits_continue = self.headers.get("expect", "").lower() == "100-continue"
-        self.is_whole = self.is_cut_off = False
+        self.is_whole = self.is_cut_off = self.is_unwanted = False
         self.keeps_alive = True
         self.version = "1.1"
 
     def add(self, piece: bytes) -> bool:
         """Adds a piece of the body. Returns whether the client should wait with the next one."""
-        self._pieces.append(piece)
         self._size += len(piece)
+        if self.is_unwanted:
+            if self._size > MAX_DISCARDED_BYTES:
+                self._protocol.transport.close()
+            return False
+        self._pieces.append(piece)
         self.wake()
         return self._size > BUFFER_BYTES
+
+    def discard(self) -> None:
+        """Forgets what has come of the body, and what comes."""
+        self.is_unwanted = True
+        self._pieces, self._size = [], 0
+
+    async def drain(self) -> None:
+        """Waits for the end of a body that is not wanted, unless it is large or slow.
+
+        Most senders that are answered while they write give up their connection.
+        """
+        length = self.headers.get("content-length", "")
+        if self.awaits_continue or not length.isdecimal() or int(length) > MAX_DRAINED_BYTES:
+            return
+        self.discard()
+        with suppress(RequestError), deadlines.limit(DRAIN_SECONDS):
+            while not (self.is_whole or self.is_cut_off):
+                await self._wait()
+
+    async def _wait(self) -> None:
+        self._protocol.resume_reading()
+        self._arrival = self._protocol.loop.create_future()
+        await self._arrival
 
     def wake(self) -> None:
         """Lets `chunks` look again."""
@@ -87,9 +118,7 @@ class HttpRequest(Request):
                 if self.awaits_continue:  # of a connection that is not lost, or it were cut off
                     self.awaits_continue = False
                     self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                self._protocol.resume_reading()
-                self._arrival = self._protocol.loop.create_future()
-                await self._arrival
+                await self._wait()
 
     async def read_body(
         self, max_bytes: int, reserve: Callable[[int], None] = lambda size: None
@@ -97,7 +126,6 @@ class HttpRequest(Request):
         if not self.is_whole or self._size > max_bytes:
             return await super().read_body(max_bytes, reserve)
         reserve(self._size)  # it came with its head, and needs no deadline
-        self.is_body_read = True
         return self._take()
 
     def _take(self) -> bytes:
@@ -113,6 +141,7 @@ class HttpProtocol(asyncio.Protocol):
     """A connection. Its requests are answered one after the other."""
 
     transport: asyncio.Transport
+    _task: asyncio.Task[None]  # that answers
     _checked_on: ClassVar[asyncio.AbstractEventLoop | None] = None
 
     def __init__(
@@ -168,10 +197,10 @@ class HttpProtocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Called by the server, which stops: the last request is answered."""
-        if self._answered is None:
+        if (last := self._last_request()) is None:
             self.transport.close()
         else:
-            self._last_request().keeps_alive = False
+            last.keeps_alive = False
 
     def pause_writing(self) -> None:
         self._writable = self.loop.create_future()
@@ -207,23 +236,26 @@ class HttpProtocol(asyncio.Protocol):
     def _cut_off(self) -> None:
         """Reads no more of the client."""
         self._parser = None
-        if self._answered is not None:
-            self._last_request().keeps_alive = False
+        if (last := self._last_request()) is not None:
+            last.keeps_alive = False
         if self._arriving is not None:
             self._arriving.is_cut_off = True
             self._arriving.wake()
             self._arriving = None
 
-    def _last_request(self) -> Any:
-        return self._waiting[-1] if self._waiting else self._answered
+    def _last_request(self) -> HttpRequest | None:
+        """Returns the last one that is not answered, or the one whose body is discarded."""
+        return self._waiting[-1] if self._waiting else self._answered or self._arriving
 
     def _refuse(self, status: int, reason: str, detail: str, *headers: tuple[str, str]) -> None:
         """Answers a request that cannot be read, and closes the connection."""
-        is_answering = self._answered is not None
+        last = self._last_request()
         self._cut_off()
         self._pause_reading()
-        if is_answering:
-            return  # it is closed after that
+        if last is not None:
+            if self._answered is None:  # of the last one only the body was left
+                self.transport.close()
+            return  # else it is closed after that
         reply = build_problem(status, reason, detail)
         pairs = [("Content-Type", PROBLEM), ("Content-Length", str(len(reply.body))), _CLOSE]
         self.transport.write(self._build_head(status, pairs + list(headers)) + reply.body)
@@ -305,35 +337,45 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._fed = 0
-        if self._arriving is not None:
-            self._arriving.is_whole = True
-            self._arriving.wake()
+        if (request := self._arriving) is not None:
             self._arriving = None
+            request.is_whole = True
+            request.wake()
+            if self._answered is None:  # it had its answer
+                self._end(request)
 
     # The answer ----------------------------------------------------------------------------------
 
     def _start(self, request: HttpRequest) -> None:
         self._answered = request
         self.ends_at = math.inf
-        task = self.loop.create_task(self._answer(request))
-        self._state.tasks.add(task)
-        task.add_done_callback(self._state.tasks.discard)
+        self._task = self.loop.create_task(self._answer(request))
+        self._state.tasks.add(self._task)
 
     async def _answer(self, request: HttpRequest) -> None:
         try:
-            await self._send(request, await self._app.respond(request))
+            answer = await self._app.respond(request)
             if not request.is_whole:
-                await request.discard_body()
+                await request.drain()
+            await self._send(request, answer)
         except (TimeoutError, ConnectionError):  # of a client that takes no more
             self.transport.abort()
         except Exception as error:
             log.error("answer.failed", exc_info=error, request=request.request_id)
             self.transport.abort()
         finally:
+            self._state.tasks.discard(self._task)
             self._end(request)
 
     def _end(self, request: HttpRequest) -> None:
         self._answered = None
+        if request is self._arriving and not self.transport.is_closing():
+            # to close the connection instead would reset it, and a sender or a proxy that still
+            # writes would lose the answer
+            self.ends_at = self.loop.time() + DISCARD_SECONDS
+            request.discard()
+            self.resume_reading()
+            return
         self.ends_at = self.loop.time() + HEAD_SECONDS
         if not (request.keeps_alive and request.is_whole):
             self.transport.close()
@@ -358,7 +400,7 @@ class HttpProtocol(asyncio.Protocol):
             raise ConnectionResetError
         if request.awaits_continue:  # nothing tells whether its body comes
             request.awaits_continue = request.keeps_alive = False
-            request.is_body_read = True
+            self._arriving = None
         values = {name.lower(): value for name, value in headers}
         if "connection" in values:
             request.keeps_alive = False

@@ -7,7 +7,9 @@ import pytest
 
 from ingest.collector.fresh import FreshCache
 from ingest.collector.groups import (
+    FEW_PARTIES,
     MAX_WAIT_SECONDS,
+    MIN_REQUESTS,
     Backlog,
     FairQueue,
     GroupWorker,
@@ -102,6 +104,17 @@ def test_backlog_admits_each_party_of_an_owner():
     backlog.enter("a", mebibyte, "outsider")
 
 
+def test_backlog_does_not_grow_with_the_parties():
+    backlog = Backlog(lambda: 0.0)
+    mebibyte = 1024 * 1024
+    for number in range(FEW_PARTIES):
+        backlog.enter("a", 4 * mebibyte, f"key {number}")
+    with pytest.raises(ShareFull):
+        backlog.check("a", 4 * mebibyte, "another key")
+    backlog.check("a", 1, "another key")  # less than its part
+    backlog.check("b", 4 * mebibyte)
+
+
 def test_stranger_has_half_of_a_share():
     shares = Shares(requests=4, size=100)
     shares.add("a", 1, 50, stranger="network")
@@ -129,7 +142,10 @@ def test_backlog_of_a_slow_database_shrinks():
         backlog.enter("a", kibibyte)
         now += 1.0
         backlog.leave("a", kibibyte)
-    assert_room(backlog, 2048, kibibyte)
+    for _ in range(MIN_REQUESTS - 1):
+        backlog.enter("a", kibibyte)
+    with pytest.raises(ShareFull):
+        backlog.enter("a", kibibyte)
 
 
 def test_idle_time_does_not_shrink_the_backlog():

@@ -220,8 +220,37 @@ def test_unwanted_body_is_read_after_the_answer():
     on_connection(talk)
 
 
+def test_small_unwanted_body_is_read_before_the_answer():
+    """Most senders that are answered while they write give up their connection."""
+
+    async def talk(client: Client) -> None:
+        await client.send("/unread", more="Content-Length: 200000\r\n", method="POST")
+        client.writer.write(b"x" * 100_000)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.reader.read(1), 0.1)
+        client.writer.write(b"x" * 100_000)
+        assert (await client.told())["size"] == 0
+        await client.send("/next")
+        assert (await client.told())["path"] == "/next"
+
+    on_connection(talk)
+
+
+def test_slow_unwanted_body_is_not_awaited(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(protocol, "DRAIN_SECONDS", 0.1)
+
+    async def talk(client: Client) -> None:
+        await client.send("/unread", b"", "POST", more="Content-Length: 5\r\n")
+        assert (await client.told())["size"] == 0
+        client.writer.write(b"12345")
+        await client.send("/next")
+        assert (await client.told())["path"] == "/next"
+
+    on_connection(talk)
+
+
 def test_unwanted_body_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ingest.collector.exchange.MAX_DISCARDED_BYTES", 300_000)
+    monkeypatch.setattr(protocol, "MAX_DISCARDED_BYTES", 300_000)
 
     async def talk(client: Client) -> None:
         await client.send("/unread", more="Content-Length: 9000000\r\n", method="POST")
