@@ -10,6 +10,7 @@ from rest_framework.response import Response
 
 from ingest.db.clock import read_clock
 from ingest.http import problems
+from ingest.ids import make_uuid
 
 Row = TypeVar("Row")
 MAX_LIST_BYTES = 4 * 1024 * 1024
@@ -47,7 +48,7 @@ def wrap_success(operation: str, result: bytes) -> bytes:
     """Returns a result that is JSON already in the envelope, as `build_success` is written."""
     before, between, behind = _split_success(operation)
     now = read_clock(may_ask=False).isoformat(timespec="milliseconds").encode()
-    return b"".join((before, now, between, str(uuid4()).encode(), behind, result, b"}"))
+    return b"".join((before, now, between, make_uuid().encode(), behind, result, b"}"))
 
 
 @cache

@@ -25,6 +25,7 @@ from django.core.exceptions import ValidationError
 from exhaust.datasets import is_private
 from exhaust.files.formats.lines import BLOCK_BYTES, GZIP_LEVEL
 from exhaust.models import Job
+from ingest.db.prepared import fetch_all
 from ingest.events import RequestError
 from ingest.models import Channel
 from ingest.privacy.encryption import decrypt
@@ -115,10 +116,13 @@ def resolve_for_job(job: Job, channel: Channel) -> FileEncryption:
     return FileEncryption()
 
 
+_METHOD_SQL = "SELECT private_encryption, recipient FROM ingest_channel WHERE id = %s"
+
+
 def resolve_method(channel_id: int, has_personal_data: bool, method: str, password: str) -> str:
     """Returns the encryption method of a new request. Raises `RequestError` (400) if impossible."""
-    channel = Channel.objects.get(pk=channel_id)
-    required_method = channel.private_encryption if has_personal_data else EncryptionMethod.NONE
+    ((private_method, recipient),) = fetch_all(_METHOD_SQL, [channel_id])
+    required_method = private_method if has_personal_data else EncryptionMethod.NONE
     method = method or (EncryptionMethod.PASSWORD if password else required_method)
     if password and method != EncryptionMethod.PASSWORD:
         raise _method_error(
@@ -134,7 +138,7 @@ def resolve_method(channel_id: int, has_personal_data: bool, method: str, passwo
                 f"request.encryptionKey: The file must be encrypted; give it. {PASSWORD_RULE}",
             )
         require_strong_password(password)
-    if method == EncryptionMethod.PUBLICKEY and not channel.recipient:
+    if method == EncryptionMethod.PUBLICKEY and not recipient:
         raise RequestError(
             "invalid", "request.encryption: This channel has no public key; an admin registers one."
         )

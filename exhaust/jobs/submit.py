@@ -275,6 +275,7 @@ _IS_DEFERRED = (
     " AND attempt = uncounted_attempts AND storage_failed_at IS NULL)"
 )
 _WAITING = "SELECT 1 FROM exhaust_job WHERE channel_id = %(channel)s AND status = 'SUBMITTED'"
+_LOCK_SQL = "SELECT id FROM ingest_channel WHERE id = %s FOR NO KEY UPDATE"
 _COUNT_SQL = f"""
 SELECT
     (SELECT {_IS_DEFERRED} FROM exhaust_job WHERE id = %(job)s),
@@ -292,7 +293,8 @@ def _enforce_limits(job: Job, *, is_new: bool = False) -> None:
     commit, so that each counts all before it.
     """
     channel_id = job.channel_id
-    list(Channel.objects.select_for_update(no_key=True).filter(pk=channel_id).values_list("pk"))
+    if connection.features.has_select_for_update:
+        fetch_all(_LOCK_SQL, [channel_id])
     limit = settings.EXHAUST_MAX_QUEUED_PER_CHANNEL
     adapt, now = connection.ops.adapt_datetimefield_value, read_clock()
     ((is_deferred, deferred, waiting, is_day_full),) = fetch_all(

@@ -22,6 +22,8 @@ from kombu.pools import producers
 
 from exhaust.models import Job, Wakeup
 from ingest import logs
+from ingest.db.clock import read_clock
+from ingest.db.prepared import fetch_all
 
 log = logs.get_logger(__name__)
 OVERDUE = timedelta(seconds=7)  # a poller runs what has waited so long; longer than the sweep's 5
@@ -57,11 +59,15 @@ def enqueue(task: str, *args: str, **options: Any) -> None:
         Wakeup.objects.filter(kind=kind).update(sent_at=Now() - LOST)
 
 
+_WAITING_SQL = "SELECT 1 FROM exhaust_wakeup WHERE kind = %s AND sent_at > %s"
+
+
 def _mark_sent(kind: str) -> bool:
     """Notes that a wake-up waits. Returns False when one does already."""
-    row = Wakeup.objects.filter(kind=kind)
-    if row.filter(sent_at__gt=Now() - LOST).exists():  # first, since this is so under load
+    since = connection.ops.adapt_datetimefield_value(read_clock() - LOST)
+    if fetch_all(_WAITING_SQL, [kind, since]):  # first, since this is so under load
         return False
+    row = Wakeup.objects.filter(kind=kind)
     if row.filter(Q(sent_at=None) | Q(sent_at__lte=Now() - LOST)).update(sent_at=Now()):
         return True
     if row.exists():

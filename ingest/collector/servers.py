@@ -206,7 +206,7 @@ class LineBuffer:
             "method": request.method,
             "route": request.route,
             "status": status,
-            "ms": round(seconds * 1000, 1),
+            "ms": int(seconds * 10_000 + 0.5) / 10,
         }
         if request.channel:
             line["channel"] = request.channel

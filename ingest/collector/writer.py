@@ -48,7 +48,6 @@ class LoopWriter:
         result = await self._worker.run(owner, pending, cost)
         if result is None:
             return await self._fallback.run(owner, pending, cost)
-        metrics.count_batch(batch.source, result.stored, result.duplicate, 0)
         if batch.rejections:  # without the events, which are committed
             rest = pending._replace(batch=structs.replace(batch, events=[]))
             await self._fallback.run(owner, rest)
@@ -90,4 +89,7 @@ class LoopWriter:
         for group, ((count, needs_slow_path, stored),) in zip(groups, rows, strict=True):
             row = int.from_bytes(count or b""), needs_slow_path == b"\1", stored
             group.count(row, pending, outcomes)
+            if not row[1]:
+                sent = sum(len(pending[index].batch.events) for index in group.indexes)
+                metrics.count_batch(group.key[1], row[0], sent - row[0], 0)
         return True

@@ -4,6 +4,7 @@ Times that are stored or compared come from here, or from `Now()` in a statement
 """
 
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from time import monotonic
 
 from django.db import Error, connection
@@ -22,7 +23,7 @@ def read_clock(*, may_ask: bool = True) -> datetime:
     a failed database) it counts on for longer; a process that never asked has its own time.
     """
     global sample, retry_at
-    if connection.vendor != "postgresql":
+    if not _has_server():
         return datetime.now(UTC)  # noqa: TID251
     now = monotonic()
     is_old = sample is None or now > sample[1] + SAMPLE_SECONDS
@@ -37,3 +38,12 @@ def read_clock(*, may_ask: bool = True) -> datetime:
     if sample is None:
         return datetime.now(UTC)  # noqa: TID251
     return sample[0] + timedelta(seconds=monotonic() - sample[1])
+
+
+@cache
+def _has_server() -> bool:
+    """Whether the database has a clock of its own.
+
+    Asked once: on an event loop Django makes a connection object for each task that asks for one.
+    """
+    return connection.vendor == "postgresql"

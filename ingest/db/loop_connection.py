@@ -15,7 +15,7 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format
 
 from ingest.db.binary_arrays import Column
-from ingest.db.pool import Unavailable
+from ingest.db.pool import Pool, Unavailable
 
 TIMEOUT_SECONDS = 30.0  # of one call
 LOOK_SECONDS = 0.2  # uvloop does not tell every reset connection
@@ -38,6 +38,7 @@ class LoopConnection:
         self._types = types
         self._settings = settings
         self._connection: psycopg.Connection[Any] | None = None
+        self._pool: Pool | None = None  # whose rules of age hold here too
         self._socket = -1
         self._rows: list[list[Row]] = []
         self._error: psycopg.Error | None = None
@@ -52,8 +53,11 @@ class LoopConnection:
         wait in vain, too.
         """
         loop = asyncio.get_running_loop()
-        pool = cast(Any, django_connection).pool
-        if self._connection is not None and pool and not pool.is_fresh(self._connection):
+        if (
+            self._connection is not None
+            and self._pool
+            and not self._pool.is_fresh(self._connection)
+        ):
             self.close()
         if self._connection is None:
             self._connection = await loop.run_in_executor(None, self._connect, calls)
@@ -94,7 +98,11 @@ class LoopConnection:
             self._connection = None
 
     def _connect(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> psycopg.Connection[Any]:
-        connected: psycopg.Connection[Any] = cast(Any, django_connection).open_connection()
+        database = cast(Any, django_connection)  # of this thread; a task of the loop has none
+        connected: psycopg.Connection[Any] = database.open_connection()
+        self._pool = database.pool
+        # to plan for a few values takes longer than to execute
+        connected.execute("SET plan_cache_mode = force_generic_plan")
         if self._settings:
             connected.execute(self._settings)
         types = {

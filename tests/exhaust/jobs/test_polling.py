@@ -211,6 +211,23 @@ def test_page_of_a_tag_reads_its_own_jobs() -> None:
 
 
 @pytest.mark.postgresql
+def test_plans_of_few_values_are_kept() -> None:
+    """To plan for the values of each call took ten times as long as to execute."""
+    job = make_finished()
+    filters = Filters(job.channel_id, [RESPONSE], tag_or_conversation=job.tag)
+    for _ in range(15):  # psycopg prepares at the fifth, and PostgreSQL decides five later
+        polling.fetch_job(job.channel_id, job.tag, job.request_id)
+        polling.fetch_page(filters, 10, None)
+
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT generic_plans > 0 FROM pg_prepared_statements"
+            " WHERE statement LIKE '%%WITH ORDINALITY%%'"
+        )
+        assert cursor.fetchall() == [(True,), (True,)]
+
+
+@pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
 def test_shared_link_makes_no_other_version() -> None:
     job = make_finished()

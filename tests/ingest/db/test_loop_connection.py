@@ -15,12 +15,15 @@ pytestmark = [pytest.mark.postgresql, pytest.mark.django_db(transaction=True)]
 
 PID = "SELECT int8send(pg_backend_pid() + %(a)b)"
 MAKE_READ_ONLY = "SELECT set_config('default_transaction_read_only', 'on', false), %(a)b"
+COUNT_PLANS = """
+SELECT int8send(sum(custom_plans)::bigint) FROM pg_prepared_statements WHERE %(a)b = 0
+"""
 WRITE = "WITH done AS (DELETE FROM ingest_storedevent WHERE id = %(a)b) SELECT 1"
 
 
 def run_with_connection(use: Callable[[LoopConnection], Awaitable[Any]]) -> Any:
     async def run() -> Any:
-        loop_connection = LoopConnection((PID, MAKE_READ_ONLY, WRITE), {"a": 20})
+        loop_connection = LoopConnection((PID, MAKE_READ_ONLY, WRITE, COUNT_PLANS), {"a": 20})
         try:
             return await use(loop_connection)
         finally:
@@ -52,6 +55,17 @@ def test_loss_that_the_loop_does_not_tell():
         return await execute(loop_connection, PID)
 
     assert len(run_with_connection(use)) == 1
+
+
+def test_plans_are_made_once():
+    """To plan for the values of each call took longer than to execute."""
+
+    async def use(loop_connection: LoopConnection) -> Any:
+        for _ in range(3):
+            counts = await execute(loop_connection, COUNT_PLANS)
+        return counts
+
+    assert run_with_connection(use) == [[(bytes(8),)]]
 
 
 def test_read_only_connection_is_made_again():
