@@ -2,8 +2,8 @@
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,8 @@ from exhaust.failpoints import trigger_failpoint
 from exhaust.files.storage.base import StorageError, StorageOutage, parse_job_id
 
 _DRAFT_PREFIX = ".part-"
+BLOCK_BYTES = 1024 * 1024
+FLUSH_BYTES = 64 * 1024 * 1024  # that the disk may be behind
 
 
 class FolderStorage:
@@ -29,7 +31,7 @@ class FolderStorage:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with draft.open("wb") as target:
-                shutil.copyfileobj(stream, target, 1024 * 1024)
+                _copy(stream, target)
                 trigger_failpoint("complete.before", parse_job_id(key))
                 target.flush()
                 os.fsync(target.fileno())
@@ -118,6 +120,22 @@ class FolderStorage:
         is_present = self._root.is_dir()
         self.probe()
         return not is_present
+
+
+def _copy(source: IO[bytes], target: IO[bytes]) -> None:
+    """Copies the stream, and has the disk write meanwhile what is there already."""
+    with ThreadPoolExecutor(1, "flush") as pool:
+        flush: Future[None] | None = None
+        size = 0  # since the last flush began
+        while block := source.read(BLOCK_BYTES):
+            target.write(block)
+            size += len(block)
+            if size >= FLUSH_BYTES and (flush is None or flush.done()):
+                if flush is not None:
+                    flush.result()  # a full disk may be told only once
+                flush, size = pool.submit(os.fsync, target.fileno()), 0
+        if flush is not None:
+            flush.result()
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}

@@ -2,8 +2,8 @@
 
 import errno
 import io
+import os
 import re
-import shutil
 import socket
 import threading
 import time
@@ -20,7 +20,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from exhaust.files import storage
-from exhaust.files.storage import CallLimit, FolderStorage, StorageError, StorageOutage
+from exhaust.files.storage import CallLimit, FolderStorage, StorageError, StorageOutage, folder
 from exhaust.files.storage import base as storage_base
 from exhaust.files.storage.s3 import S3Storage
 from exhaust.jobs import attempt, heartbeat, transitions
@@ -266,11 +266,28 @@ def test_outage_of_folder(
     def fail(*_: Any) -> None:
         raise OSError(number, "made to fail")
 
-    monkeypatch.setattr(shutil, "copyfileobj", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StorageError) as raised:
         FolderStorage(tmp_path).put(KEY, io.BytesIO(b"x"), "text/csv")
     assert isinstance(raised.value, StorageOutage) == (sentence is not None)
     assert raised.value.sentence == (sentence or "The file could not be stored.")
+
+
+def test_full_disk_is_seen_while_the_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the system tells a failed write once, to whoever asks first
+    outcomes = [OSError(errno.ENOSPC, "made to fail")]
+
+    def fail_once(_: int) -> None:
+        if outcomes:
+            raise outcomes.pop()
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    monkeypatch.setattr(folder, "FLUSH_BYTES", 1)
+    with pytest.raises(StorageOutage):
+        FolderStorage(tmp_path).put(KEY, io.BytesIO(b"x"), "text/csv")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 # Jobs that wait -------------------------------------------------------------------------------
