@@ -2,7 +2,8 @@
 
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -33,8 +34,8 @@ def own_run(run: ArchiveRun) -> "QuerySet[ArchiveRun]":
 class Lease:
     """Renews a run's lease from a thread of its own while an attempt works.
 
-    When the lease is lost, or `is_allowed` no longer has a row, it ends the attempt's statement
-    and its call to the storage.
+    When the lease is lost, or `is_allowed` no longer has a row, it ends the attempt's statements
+    and its calls to the storage.
     """
 
     def __init__(self, run: ArchiveRun, is_allowed: Any = None) -> None:
@@ -46,6 +47,7 @@ class Lease:
         connection.ensure_connection()
         self._queries = parallel_copy.CancellableQueries(connection.connection)
         self._call_limit = storage.CallLimit(settings.EXHAUST_MAX_SECONDS)
+        self._call_limits = [self._call_limit]
         self._thread = threading.Thread(
             target=self._renew_until_stopped, name=f"archive-{run.pk}", daemon=True
         )
@@ -66,6 +68,20 @@ class Lease:
         self._call_limit.__exit__(error_type, error, trace)
         if self._is_lost and error is not None and not isinstance(error, RunLost):
             raise RunLost from error  # of what was ended
+
+    @contextmanager
+    def extend_to_thread(self) -> Iterator[None]:
+        """Lets another thread work for the attempt, with a database connection of its own."""
+        connection.ensure_connection()
+        self._queries.add(connection.connection)
+        limit = storage.CallLimit(settings.EXHAUST_MAX_SECONDS)
+        self._call_limits.append(limit)
+        try:
+            with limit:
+                self.require()
+                yield
+        finally:
+            connections.close_all()
 
     def require(self) -> None:
         """Raises `RunLost` when the lease is lost, or was not renewed in time."""
@@ -102,5 +118,6 @@ class Lease:
 
     def _mark_lost(self) -> None:
         self._is_lost = True
-        self._call_limit.end()
+        for limit in self._call_limits:
+            limit.end()
         self._queries.cancel_all(timeout=5)

@@ -315,7 +315,7 @@ def test_lease_is_renewed(archive: Archive, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(write, "write_file", write_slowly)
     assert archive_all() is not None
-    assert seen == sorted(set(seen))
+    assert len(set(seen)) > 2  # two threads write
 
 
 def test_changed_rows_end_the_attempt(archive: Archive, monkeypatch: pytest.MonkeyPatch):
