@@ -48,11 +48,13 @@ def measure(installation: Installation, months: int, rounds: int, format_rows: i
     digests: dict[str, str] = {}
     psql = partial(export.time_psql, installation, months, digests, REFERENCE)
     hot_variables = installation.variables | {"EXHAUST_ARCHIVE_URL": ""}
+    two_variables = installation.variables | {"EXHAUST_PROCESSES": "2"}
     with (
         Helper(WORKER, installation.variables) as archived,
+        Helper(WORKER, two_variables) as two,
         Helper(WORKER, hot_variables) as hot,
     ):
-        for number, worker in enumerate((archived, hot)):
+        for number, worker in enumerate((archived, two, hot)):
             worker.call({"job": export_data.create_job(f"warm-{number}", 1)})
 
         def time_file(name: str, worker: Helper, span: int) -> dict[str, float]:
@@ -69,12 +71,13 @@ def measure(installation: Installation, months: int, rounds: int, format_rows: i
             figures, "rows/s", half, REFERENCE, ">= 1.5", f"{rows:,} rows, same bytes"
         )
         archiving.append(archive_half(rows))
-        whole, part = "archived", "archived, half of the rows"
+        whole, by_two, part = "archived", "archived, 2 processes", "archived, half of the rows"
         part_hot = "half of the rows, as rows"
         span = max(1, months // 2)
         sides = [
             psql,
             partial(time_file, whole, archived, months),
+            partial(time_file, by_two, two, months),
             partial(time_file, part, archived, span),
             partial(time_file, part_hot, hot, span),
         ]
@@ -84,6 +87,7 @@ def measure(installation: Installation, months: int, rounds: int, format_rows: i
         figures["archiving"] = archiving
         records = [
             compare(figures, "rows/s", whole, REFERENCE, ">= 3.5", f"{rows:,} rows, same bytes"),
+            compare(figures, "rows/s", by_two, REFERENCE, ">= 4.4", f"{rows:,} rows, same bytes"),
             half_result,
             Result(
                 f"ask to file, {installation.row_count(span):,} archived rows",

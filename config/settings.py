@@ -123,6 +123,8 @@ EXHAUST_ARCHIVE_URL: str = env.str("EXHAUST_ARCHIVE_URL", "").rstrip("/")
 EXHAUST_ARCHIVE_AFTER_DAYS: int = env.int(
     "EXHAUST_ARCHIVE_AFTER_DAYS", 30, validate=validate.Range(min=1, max=36_500)
 )
+#: Processes that make the archived rows of one file, the worker's own included.
+EXHAUST_PROCESSES: int = env.int("EXHAUST_PROCESSES", 1, validate=validate.Range(min=1, max=64))
 
 # Limits of requests
 #: Longest range of a request, in days.

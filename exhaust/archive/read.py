@@ -1,22 +1,23 @@
 """Reads archived answers, and merges those that came later, in the order of a file.
 
-Two threads read and make row groups ahead of the file, so memory stays at a few of them.
+Threads read and make row groups ahead of the file, so memory stays at a few of them.
 """
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from contextvars import copy_context
-from dataclasses import replace
-from itertools import chain, islice
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+from django.conf import settings
 
 from exhaust.archive import late, part
 from exhaust.archive.columns import build_plan
-from exhaust.archive.merge import Bound, merge_tables
+from exhaust.archive.engine import Engine, LineMaker
+from exhaust.archive.merge import Unread, merge_tables
 from exhaust.archive.part import PartPlan
 from exhaust.archive.row_groups import (
     AnswerGroup,
@@ -35,8 +36,8 @@ from exhaust.files.formats import CellChunk, Format
 from exhaust.files.formats.lines import LineChunk
 
 THREADS = 2  # that read and make row groups
-_AHEAD = 1  # row groups that are read, and tables that are made, before the file takes them
-_MADE_ROWS = 8192  # that are made at once
+_AHEAD = 1  # row groups that are made before the file takes them
+PROCESS_ROWS = 200_000  # of a file that is worth the third of a second in which a process starts
 
 
 def iter_rows(
@@ -84,6 +85,11 @@ def _map_ahead(
             each.cancel()
 
 
+@dataclass(frozen=True)
+class _UnreadGroup(Unread):
+    group: AnswerGroup
+
+
 class Reader:
     """Reads the rows of a selection that ends at the last archived one's time."""
 
@@ -109,39 +115,77 @@ class Reader:
             archive.pruned,
         )
         superseded = pa.array(late.fetch_superseded(selection), pa.int64())
-        self._rows = RowReader(ANSWERS, self._names, superseded)
+        self._row_reader = RowReader(ANSWERS, self._names, superseded)
 
     def iter_chunks(self, pool: ThreadPoolExecutor, file_format: Format) -> Iterator[Any]:
         sources = {file.pk: number for number, file in enumerate(self._archive.files)}
-        bounds = [Bound(sources[group.file.pk], group.first_us) for group in self._groups]
+        unread = [
+            _UnreadGroup(
+                sources[group.file.pk], group.first_us, group.last_us, self._read_group, group
+            )
+            for group in self._groups
+        ]
         late_tables = late.iter_tables(
             self._archive, self._selection, self._names, self._statements
         )
-        with closing(late_tables):
-            groups = _map_ahead(pool, self.read_group, self._groups)
-            tables = merge_tables(bounds, groups, late_tables)
-            make = MAKERS[file_format.archive_rows]
-
-            def make_first(table: Any) -> Iterator[Any]:
-                """Makes the first chunk; the others of a large table wait for their reader."""
-                chunks = make(table, self._plan)
-                return chain(list(islice(chunks, 1)), chunks)
-
-            for chunks in _map_ahead(pool, make_first, _split_tables(tables)):
+        with closing(late_tables), ExitStack() as stack:
+            rows = _split_tables(merge_tables(unread, late_tables))
+            for chunks in _map_ahead(pool, self._choose_maker(file_format, stack), rows):
                 yield from chunks
 
-    def read_group(self, group: AnswerGroup) -> Any:
+    def _read_group(self, unread: _UnreadGroup) -> Any:
         """The selected rows of a row group, in the order of the file."""
-        return self._rows.read(group.fetch(), None if group.is_whole else self._filter)
+        group = unread.group
+        return self._row_reader.read(group.fetch(), self._choose_filter(group))
+
+    def _choose_filter(self, group: AnswerGroup) -> RowFilter | None:
+        return None if group.is_whole else self._filter
+
+    def _choose_maker(
+        self, file_format: Format, stack: ExitStack
+    ) -> Callable[[Any], Iterable[Any]]:
+        """What makes chunks of a table, or of an unread row group."""
+        make = MAKERS[file_format.archive_rows]
+
+        def make_chunks(rows: Any) -> Iterable[Any]:
+            if isinstance(rows, _UnreadGroup):
+                rows = self._read_group(rows)
+            chunks = make(rows, self._plan)
+            # lists of cells take much memory: they wait for their reader
+            return chunks if file_format.archive_rows == "rows" else list(chunks)
+
+        if (make_lines := LINES.get(file_format.archive_rows)) is None:
+            return make_chunks
+        maker = LineMaker(self._row_reader, self._plan, make_lines)
+        engine = stack.enter_context(Engine(maker, self._count_processes()))
+
+        def make_lines_by_engine(rows: Any) -> Iterable[Any]:
+            if not isinstance(rows, _UnreadGroup):
+                return make_chunks(rows)
+            lines = engine.make_group(rows.group.fetch(), self._choose_filter(rows.group))
+            return [LineChunk(data, ends) for data, ends in lines]
+
+        return make_lines_by_engine
+
+    def _count_processes(self) -> int:
+        """How many processes beside this one make the file's rows."""
+        row_count = sum(group.row_count for group in self._groups)
+        return settings.EXHAUST_PROCESSES - 1 if row_count >= PROCESS_ROWS else 0
 
 
 def _split_tables(tables: Iterator[Any]) -> Iterator[Any]:
+    """Yields tables in slices, and unread ones whole."""
     for table in tables:
-        for start in range(0, table.num_rows, _MADE_ROWS):
-            yield table.slice(start, _MADE_ROWS)
+        if isinstance(table, Unread):
+            yield table
+            continue
+        for start in range(0, table.num_rows, part.SLICE_ROWS):
+            yield table.slice(start, part.SLICE_ROWS)
 
 
 # What is made of the rows -------------------------------------------------------------------------
+
+LINES = {"csv lines": part.make_csv_lines, "json lines": part.make_json_lines}
 
 
 def _make_csv(table: Any, plan: PartPlan) -> Iterator[LineChunk]:

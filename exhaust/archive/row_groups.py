@@ -62,6 +62,10 @@ class AnswerGroup:
     last_us: int
     is_whole: bool  # the selection has all of its rows
 
+    @property
+    def row_count(self) -> int:
+        return int(self.metadata.row_group(self.number).num_rows)
+
     def fetch(self) -> GroupBytes:
         return fetch_group(self.file, self.metadata, self.number)
 

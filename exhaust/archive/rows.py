@@ -4,7 +4,7 @@ So any process can do it, wherever it has the bytes from.
 """
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from exhaust.archive.schema import Table
+
+_REPEATING_BYTES = 32  # of a value in its file: texts that take more hardly repeat
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class RowReader:
         file = pq.ParquetFile(
             _Window(group),
             metadata=group.metadata,
-            read_dictionary=_list_repeating(self.table, names),
+            read_dictionary=self._list_repeating(group, names),
             page_checksum_verification=True,
         )
         table = file.read_row_group(group.number, columns=names, use_threads=False)
@@ -83,6 +85,18 @@ class RowReader:
         if len(self.left_out):
             table = table.filter(~pc.field("id").isin(self.left_out))
         return table.select(self.names)
+
+    def _list_repeating(self, group: GroupBytes, names: Sequence[str]) -> list[str]:
+        """The texts that are worth a dictionary in this row group."""
+        columns = group.metadata.row_group(group.number)
+        return [
+            name
+            for name in names
+            if pa.types.is_string(self.table.schema.field(name).type)
+            and name not in self.table.plain_columns
+            and columns.column(self.table.columns.index(name)).total_uncompressed_size
+            < columns.num_rows * _REPEATING_BYTES
+        ]
 
 
 def find_range(group: Any) -> tuple[int, int]:
@@ -94,14 +108,6 @@ def find_range(group: Any) -> tuple[int, int]:
     ]
     sizes = [column.total_compressed_size for column in columns]
     return min(starts), max(start + size for start, size in zip(starts, sizes, strict=True))
-
-
-def _list_repeating(table: Table, names: Collection[str]) -> list[str]:
-    return [
-        name
-        for name in names
-        if pa.types.is_string(table.schema.field(name).type) and name not in table.plain_columns
-    ]
 
 
 class _Window(io.RawIOBase):

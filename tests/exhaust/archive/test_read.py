@@ -15,6 +15,7 @@ import pytest
 from django.utils import timezone
 
 from exhaust.archive import late, objects, read, runs, snapshot, write
+from exhaust.archive.row_groups import AnswerGroup
 from exhaust.archive.schema import ANSWERS
 from exhaust.datasets import DATASETS
 from exhaust.datasets.layout import arrange_columns
@@ -266,13 +267,13 @@ def run_job(**overrides: Any) -> File:
 def read_groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The row groups that jobs read."""
     numbers: list[int] = []
-    original = read.Reader.read_group
+    original = AnswerGroup.fetch
 
-    def read_group(reader: read.Reader, group: Any) -> Any:
+    def fetch(group: AnswerGroup) -> Any:
         numbers.append(group.number)
-        return original(reader, group)
+        return original(group)
 
-    monkeypatch.setattr(read.Reader, "read_group", read_group)
+    monkeypatch.setattr(AnswerGroup, "fetch", fetch)
     return numbers
 
 
@@ -379,15 +380,15 @@ def test_memory_holds_few_row_groups(small_groups: None, monkeypatch: pytest.Mon
     found = snapshot.find_archive(DATASETS[RESPONSE], selection)
     assert found is not None
     read_count = taken_count = most = 0
-    original = read.Reader.read_group
+    original = AnswerGroup.fetch
 
-    def read_group(reader: read.Reader, group: Any) -> Any:
+    def fetch(group: AnswerGroup) -> Any:
         nonlocal read_count, most
         read_count += 1
         most = max(most, read_count - taken_count)
-        return original(reader, group)
+        return original(group)
 
-    monkeypatch.setattr(read.Reader, "read_group", read_group)
+    monkeypatch.setattr(AnswerGroup, "fetch", fetch)
 
     # when
     rows = read.iter_rows(
