@@ -129,7 +129,7 @@ class _Process:
     def _receive(self) -> tuple[int, int] | None:
         """Returns the sizes of the lines that follow; None after the last ones."""
         try:
-            answer = pickle.load(self._answers)  # noqa: S301 # of our own process
+            answer: tuple[int, int] | str | None = pickle.load(self._answers)  # noqa: S301
         except (EOFError, pickle.UnpicklingError) as error:
             raise EngineError("a process that makes rows has ended") from error
         if isinstance(answer, str):
@@ -151,8 +151,9 @@ def serve() -> None:
             try:
                 for data, ends in maker.make_group(replace(group, metadata=metadata), row_filter):
                     lines = memoryview(data)[: ends[-1]]
-                    pickle.dump((memoryview(ends).nbytes, lines.nbytes), answers)
-                    answers.write(ends)
+                    ends_buffer: Any = ends
+                    pickle.dump((memoryview(ends_buffer).nbytes, lines.nbytes), answers)
+                    answers.write(ends_buffer)
                     answers.write(lines)
                 _send(None, answers)
             except BrokenPipeError:

@@ -268,7 +268,7 @@ def _store_files(run: ArchiveRun, lease: Lease, keys: list[str]) -> list[Archive
 
     plans = write.plan_files(range_)
     if connection.vendor == "postgresql":
-        answers = [plan for plan in plans if plan.table is write.ANSWERS]
+        answers = [plan for plan in plans if plan.table.name == "answers"]
         with ThreadPoolExecutor(1, "archive-answers") as pool:
             beside = pool.submit(copy_context().run, store_beside, answers)
             store([plan for plan in plans if plan not in answers])
