@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from exhaust.archive.part import Lines, PartPlan
 from exhaust.archive.rows import GroupBytes, RowFilter, RowReader
 
@@ -111,8 +113,8 @@ class _Process:
             raise EngineError("a process that makes rows has ended") from error
         made: list[Lines] = []
         while (sizes := self._receive()) is not None:
-            ends, data = (bytearray(size) for size in sizes)
-            for buffer in (ends, data):
+            data, ends = (np.empty(size, np.uint8) for size in sizes)  # a bytearray is filled first
+            for buffer in (data, ends):
                 if self._answers.readinto(buffer) != len(buffer):
                     raise EngineError("a process that makes rows has ended")
             made.append((data, memoryview(ends).cast("i")))
@@ -152,9 +154,9 @@ def serve() -> None:
                 for data, ends in maker.make_group(replace(group, metadata=metadata), row_filter):
                     lines = memoryview(data)[: ends[-1]]
                     ends_buffer: Any = ends
-                    pickle.dump((memoryview(ends_buffer).nbytes, lines.nbytes), answers)
-                    answers.write(ends_buffer)
+                    pickle.dump((lines.nbytes, memoryview(ends_buffer).nbytes), answers)
                     answers.write(lines)
+                    answers.write(ends_buffer)
                 _send(None, answers)
             except BrokenPipeError:
                 raise

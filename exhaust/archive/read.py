@@ -35,8 +35,7 @@ from exhaust.files import parallel_copy, writer
 from exhaust.files.formats import CellChunk, Format
 from exhaust.files.formats.lines import LineChunk
 
-THREADS = 2  # that read and make row groups
-_AHEAD = 1  # row groups that are made before the file takes them
+_THREADS = 2  # at least, that read and make row groups, or have them made
 PROCESS_ROWS = 200_000  # of a file that is worth the third of a second in which a process starts
 
 
@@ -51,8 +50,8 @@ def iter_rows(
 
     Raises `ArchiveChanged` and `StorageError`.
     """
-    with ThreadPoolExecutor(THREADS, "archive") as pool:
-        all_metadata = _map_ahead(pool, fetch_metadata, archive.files)
+    with _Pool(max(_THREADS, settings.EXHAUST_PROCESSES)) as pool:
+        all_metadata = pool.map_ahead(fetch_metadata, archive.files)
         groups = list_answer_groups(archive, selection, all_metadata)
         if groups:
             end = min(to_datetime(max(group.last_us for group in groups) + 1), selection.end)
@@ -67,22 +66,27 @@ def iter_rows(
             yield from rows
 
 
-def _map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any]
-) -> Iterator[Any]:
-    """Yields the results in order; a few are made before they are taken."""
-    waiting: deque[Future[Any]] = deque()
-    try:
-        for item in items:
-            # its calls to the storage have the limits of this thread
-            waiting.append(pool.submit(copy_context().run, function, item))
-            if len(waiting) > _AHEAD:
+class _Pool(ThreadPoolExecutor):
+    """Threads that work ahead of their reader."""
+
+    def __init__(self, thread_count: int) -> None:
+        super().__init__(thread_count, "archive")
+        self._ahead = thread_count - 1
+
+    def map_ahead(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """Yields the results in order; each thread makes one before it is taken."""
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for item in items:
+                # its calls to the storage have the limits of this thread
+                waiting.append(self.submit(copy_context().run, function, item))
+                if len(waiting) > self._ahead:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for each in waiting:
-            each.cancel()
+        finally:
+            for each in waiting:
+                each.cancel()
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class Reader:
         superseded = pa.array(late.fetch_superseded(selection), pa.int64())
         self._row_reader = RowReader(ANSWERS, self._names, superseded)
 
-    def iter_chunks(self, pool: ThreadPoolExecutor, file_format: Format) -> Iterator[Any]:
+    def iter_chunks(self, pool: _Pool, file_format: Format) -> Iterator[Any]:
         sources = {file.pk: number for number, file in enumerate(self._archive.files)}
         unread = [
             _UnreadGroup(
@@ -130,7 +134,7 @@ class Reader:
         )
         with closing(late_tables), ExitStack() as stack:
             rows = _split_tables(merge_tables(unread, late_tables))
-            for chunks in _map_ahead(pool, self._choose_maker(file_format, stack), rows):
+            for chunks in pool.map_ahead(self._choose_maker(file_format, stack), rows):
                 yield from chunks
 
     def _read_group(self, unread: _UnreadGroup) -> Any:
