@@ -113,10 +113,12 @@ class _Process:
             raise EngineError("a process that makes rows has ended") from error
         made: list[Lines] = []
         while (sizes := self._receive()) is not None:
-            data, ends = (np.empty(size, np.uint8) for size in sizes)  # a bytearray is filled first
-            for buffer in (data, ends):
+            # which no zeros are written to first
+            buffers: list[Any] = [np.empty(size, np.uint8) for size in sizes]
+            for buffer in buffers:
                 if self._answers.readinto(buffer) != len(buffer):
                     raise EngineError("a process that makes rows has ended")
+            data, ends = buffers
             made.append((data, memoryview(ends).cast("i")))
         return made
 
