@@ -39,9 +39,7 @@ class Timed(NamedTuple):
 
 
 TIMED = {
-    "start": Timed(
-        "a start of the web server, and what it loads", "--rounds 1", "--rounds 5", "--rounds 5"
-    ),
+    "start": Timed("a start of the web server", "--rounds 1", "--rounds 5", "--rounds 5"),
     "ingest": Timed(
         "HTTP to committed rows by source, against COPY, DRF serializers and the ORM",
         "--events 800 --rounds 1 --peer-events 400",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlencode
 
@@ -51,7 +52,7 @@ class DayRange:
     def end(self) -> datetime:
         return datetime.combine(self.last + timedelta(days=1), time.min, UTC)
 
-    @property
+    @cached_property
     def days(self) -> list[date]:
         return [
             self.first + timedelta(days=each) for each in range((self.last - self.first).days + 1)
@@ -102,8 +103,12 @@ class Chart:
         return len(self.rows) > MAX_TABLE_ROWS
 
     @property
-    def table(self) -> list[list[str]]:
-        return [[format_value(value) for value in row] for row in self.rows]
+    def table(self) -> list[list[tuple[str, str]]]:
+        """The rows, each value with the heading of its column."""
+        return [
+            [(name, format_value(value)) for name, value in zip(self.header, row, strict=True)]
+            for row in self.rows
+        ]
 
     @property
     def data_id(self) -> str:

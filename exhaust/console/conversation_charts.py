@@ -1,10 +1,10 @@
 """A conversation's charts: responses by day, its funnel, the answers to each question."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import Any
 
 from django.db.models import Case, OuterRef, Q, Subquery, When
 from django.db.models.fields.json import KT
@@ -37,11 +37,6 @@ from exhaust.jobs.preview import limit_query_seconds
 from ingest.feed import daily_counts
 from ingest.models import DailyCount, Session, StoredEvent
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pandas as pd
-
 MAX_FUNNEL_ANSWERS = 50_000  # more take longer than a reader waits
 MAX_COUNTED_ANSWERS = 50_000
 MAX_QUESTIONS = 40
@@ -70,8 +65,6 @@ def draw_days(channel_id: int, pk: int, days: DayRange) -> Chart:
 
 
 def draw_funnel(pk: int, days: DayRange) -> Chart:
-    import pandas as pd
-
     rows = list(
         StoredEvent.objects.filter(
             Q(occurred_at__gte=days.start, occurred_at__lt=days.end),
@@ -92,43 +85,42 @@ def draw_funnel(pk: int, days: DayRange) -> Chart:
             KT("payload__context__rollup__l4"),
         )[:MAX_FUNNEL_ANSWERS]
     )
-    if not rows:
-        return Chart(_("No responses in this period."))
-    names = ["device", "application", "session", "derived", "at", "id", "title", "path", "last"]
-    table = pd.DataFrame(rows, columns=names).sort_values("at", kind="stable")
-    return _funnel_chart(table, is_complete=len(rows) < MAX_FUNNEL_ANSWERS)
+    return _funnel_chart(rows[::-1]) if rows else Chart(_("No responses in this period."))
 
 
-def _most_common(titles: pd.Series[Any]) -> str:
-    """Returns the most common title of a question; titles differ by language."""
-    counts = titles.dropna().value_counts()
-    return str(counts.index[0]) if len(counts) else ""
+@dataclass
+class _FunnelStep:
+    """A question's answers: their places in their sessions, and which sessions end with it."""
+
+    places: list[int] = field(default_factory=list)
+    devices: set[str] = field(default_factory=set)
+    titles: Counter[str] = field(default_factory=Counter)  # they differ by language
+    left: int = 0
 
 
-def _funnel_chart(table: pd.DataFrame, *, is_complete: bool) -> Chart:
-    """Returns the chart of a table of answers.
+def _funnel_chart(rows: Sequence[tuple[Any, ...]]) -> Chart:
+    """Returns the chart of answers in the order of their time.
 
     The path in the form identifies a question, or its ID where it has no path. Questions are
-    ordered by the median position at which sessions answer them.
+    ordered by the median place at which sessions answer them.
     """
-    table["question"] = table["path"].where(table["path"].fillna("") != "", table["id"])
-    table["question"] = table["question"].fillna(UNKNOWN)
+    steps: defaultdict[str, _FunnelStep] = defaultdict(_FunnelStep)
     # an answer of which no session is derived yet counts with the others of its device
-    sessions = table.groupby(
-        ["device", "application", "session", "derived"], sort=False, dropna=False
-    )
-    table["position"] = sessions.cumcount()
-    last_answers = table.loc[sessions["position"].idxmax()]
-    unfinished = last_answers[last_answers["last"].fillna("").str.lower() != "true"]
-    questions = table.groupby("question").agg(
-        position=("position", "median"),
-        participants=("device", "nunique"),
-        title=("title", _most_common),
-        answers=("at", "size"),
-    )
-    questions["left"] = unfinished.groupby("question").size()
-    questions = questions.fillna({"left": 0, "title": ""}).sort_values(["position", "participants"])
-    participant_count = table["device"].nunique()
+    places: Counter[tuple[Any, ...]] = Counter()
+    last_answers: dict[tuple[Any, ...], tuple[str, bool]] = {}
+    for *session, _at, identifier, title, path, is_end in rows:
+        question = path or identifier or UNKNOWN
+        step, key = steps[question], tuple(session)
+        step.places.append(places[key])
+        step.devices.add(session[0])
+        if title is not None:
+            step.titles[title] += 1
+        places[key] += 1
+        last_answers[key] = question, (is_end or "").lower() == "true"
+    unfinished = [question for question, is_end in last_answers.values() if not is_end]
+    for question in unfinished:
+        steps[question].left += 1
+    participant_count = len({device for device, *_others in rows})
     sessions_label = ngettext("%(count)s session", "%(count)s sessions", len(last_answers))
     people = ngettext("%(count)s participant", "%(count)s participants", participant_count)
     sentence = _("%(sessions)s of %(participants)s. %(left)s ended before the last question.")
@@ -137,26 +129,30 @@ def _funnel_chart(table: pd.DataFrame, *, is_complete: bool) -> Chart:
         "participants": people % {"count": thousands(participant_count)},
         "left": thousands(len(unfinished)),
     }
+    is_complete = len(rows) < MAX_FUNNEL_ANSWERS
     if not is_complete:
         caption += " " + _describe_sample(MAX_FUNNEL_ANSWERS)
-    rows: list[tuple[str, str, int, float, int]] = []
-    for question, row in questions.head(MAX_QUESTIONS).iterrows():
-        count = int(row["participants"])
-        label = str(row["title"] or question)
-        rows.append((label, str(question), count, count / participant_count, int(row["left"])))
+    table: list[tuple[str, str, int, float, int]] = []
+    in_order = sorted(
+        steps.items(), key=lambda pair: (median(pair[1].places), len(pair[1].devices))
+    )
+    for question, step in in_order[:MAX_QUESTIONS]:
+        label = max(step.titles, key=step.titles.__getitem__, default="") or question
+        count = len(step.devices)
+        table.append((label, question, count, count / participant_count, step.left))
     bars = [
         (label, float(count), f"{thousands(count)}, {share:.0%}")
-        for label, _path, count, share, _left in rows
+        for label, _path, count, share, _left in table
     ]
     header = [_("Question"), _("Path"), _("Participants"), _("Share"), _("Left after it")]
     figures = [
-        (_("Responses"), thousands(len(table)) + ("" if is_complete else "+")),
+        (_("Responses"), thousands(len(rows)) + ("" if is_complete else "+")),
         (_("Participants"), thousands(participant_count)),
         (_("Sessions"), thousands(len(last_answers))),
         (_("Reached the last question"), f"{1 - len(unfinished) / len(last_answers):.0%}"),
-        (_("Last response"), ago(table["at"].iloc[-1])),
+        (_("Last response"), ago(rows[-1][4])),
     ]
-    return Chart(caption, svg.draw_bars(bars), header, rows, figures=figures)
+    return Chart(caption, svg.draw_bars(bars), header, table, figures=figures)
 
 
 def _describe_sample(limit: int) -> str:

@@ -51,6 +51,7 @@ MAX_PER_PAGE = 100
 MAX_SAVED_VIEWS = 20  # of a user in a channel
 MAX_NAME_LENGTH, MAX_QUERY_LENGTH = 64, 1000  # of a saved view
 MAX_COUNTED = 10_000  # of the newest exports; the counts of all would read all
+MAX_SEARCHED = 10_000  # by a page; the next one goes on
 # of datasetConfig in the form of a new export; the API's names, so that its errors find their field
 CONFIG_FIELDS = (
     "conversationId", "application", "startDate", "endDate", "timezone", "since", "layout",
@@ -256,8 +257,9 @@ def list_jobs(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     if not errors:
         try:
             limit = min(MAX_PER_PAGE, max(1, int(params.get("limit", PER_PAGE))))
-            with limit_query_seconds(SEARCH_SECONDS) if filters.text else nullcontext():
-                page = queries.search_jobs(filters, limit, params.get("cursor"))
+            window = MAX_SEARCHED if _is_search(filters) else None
+            with limit_query_seconds(SEARCH_SECONDS) if window else nullcontext():
+                page = queries.search_jobs(filters, limit, params.get("cursor"), window)
             rows, next_cursor = page.jobs, page.cursor
         except TimeoutError:
             errors["text"] = _("The search took too long. Choose a dataset, or fewer days.")
@@ -280,6 +282,7 @@ def list_jobs(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
             "query": _query_with(request.GET),
             "errors": errors,
             "is_filtered": is_filtered,
+            "window": MAX_SEARCHED,
             "datasets": _list_filter_choices(ctx, params, rows),
             "saved_views": list(_saved_views(request, ctx)),
             "search_query": _search_query(request.GET),
@@ -300,10 +303,15 @@ class Chip:
     is_chosen: bool
 
 
+def _is_search(filters: Filters) -> bool:
+    """Returns whether a filter has no index, so that all exports would be read."""
+    return filters.text is not None or filters.tag_prefix is not None
+
+
 def _list_chips(request: HttpRequest, filters: Filters) -> list[Chip]:
-    """Returns a chip for all exports and for each status; a text search has no counts."""
+    """Returns a chip for all exports and for each status; a search has no counts."""
     counts: dict[str, int] | None = None
-    if filters.text is None:
+    if not _is_search(filters):
         counts = queries.count_statuses(replace(filters, statuses=None), MAX_COUNTED)
     chosen = request.GET.get("status", "")
     names = {"": _("All"), **{name: format_status(name) for name in Job.Status.values}}

@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 
-from exhaust.console.exports import job_views
+from exhaust.console.exports import MAX_SEARCHED, job_views
 from exhaust.console.permissions import (
     SUBMIT_PERMISSIONS,
     VIEW_PERMISSIONS,
@@ -192,7 +192,8 @@ def _read_sources(ctx: ChannelContext) -> dict[str, Any]:
 
 def _read_own_jobs(ctx: ChannelContext) -> dict[str, Any]:
     filters = Filters(ctx.channel_id, ctx.readable, requested_by=ctx.username)
-    return {"exports": job_views(queries.search_jobs(filters, MAX_EXPORTS).jobs)}
+    found = queries.search_jobs(filters, MAX_EXPORTS, window=MAX_SEARCHED)
+    return {"exports": job_views(found.jobs)}
 
 
 # Problems -----------------------------------------------------------------------------------------

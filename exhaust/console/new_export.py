@@ -25,7 +25,7 @@ from exhaust.console.permissions import (
     requires,
 )
 from exhaust.datasets.base import Dataset
-from exhaust.datasets.cells import Column
+from exhaust.datasets.cells import Cell, Column
 from exhaust.datasets.layout import list_columns
 from exhaust.datasets.own import find_dataset, unknown_dataset
 from exhaust.datasets.selection import load_zone
@@ -479,6 +479,11 @@ class PreviewPage:
     @property
     def headers(self) -> list[str]:
         return [column.header for column in self.preview.columns]
+
+    @property
+    def rows(self) -> list[list[tuple[str, Cell]]]:
+        """The first rows, each cell with the header of its column."""
+        return [[*zip(self.headers, row, strict=True)] for row in self.preview.rows]
 
 
 def _build_preview(ctx: ChannelContext, submission: Submission) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -144,18 +144,47 @@ def find_unknown_dataset(channel_id: int, names: Sequence[str]) -> str:
     return min(unknown, default="")
 
 
-def search_jobs(filters: Filters, limit: int, after: str | None = None) -> Page:
-    """A page of up to `limit` jobs. Raises `RequestError` (400) for a cursor of other filters."""
-    matching_jobs = filter_jobs(filters)
-    if after is not None:
-        submitted_at, pk = cursor.decode(after, describe_query(filters))
-        last_submitted_at = datetime.fromisoformat(submitted_at)
+def search_jobs(
+    filters: Filters, limit: int, after: str | None = None, window: int | None = None
+) -> Page:
+    """A page of up to `limit` jobs. Raises `RequestError` (400) for a cursor of other filters.
+
+    With `window` a page reads that many jobs at most to find those of a filter without an index,
+    so it can be empty and have a next one.
+    """
+    matching_jobs = _start_after(filter_jobs(filters), filters, after)
+    window_end = None
+    if window is not None:
+        others = filter_jobs(replace(filters, text=None, tag_prefix=None, requested_by=None))
+        window_end = _find_window_end(_start_after(others, filters, after), window)
+    if window_end is not None:
+        submitted_at, pk = window_end
         matching_jobs = matching_jobs.filter(
-            Q(submitted_at__lt=last_submitted_at) | Q(submitted_at=last_submitted_at, id__lt=pk),
-            submitted_at__lte=last_submitted_at,
+            Q(submitted_at__gt=submitted_at) | Q(submitted_at=submitted_at, id__gte=pk),
+            submitted_at__gte=submitted_at,
         )
-    return paginate(
-        list(matching_jobs.order_by("-submitted_at", "-id")[: limit + 1]), filters, limit
+    rows = list(matching_jobs.order_by("-submitted_at", "-id")[: limit + 1])
+    page = paginate(rows, filters, limit)
+    if page.cursor is None and window_end is not None:
+        return replace(page, cursor=encode_cursor(filters, *window_end))
+    return page
+
+
+def _find_window_end(jobs: QuerySet[Job], window: int) -> tuple[datetime, int] | None:
+    """Time and id of the last of the newest `window` jobs; None where no more follow."""
+    positions = jobs.order_by("-submitted_at", "-id").values_list("submitted_at", "pk")
+    ends = list(positions[window - 1 : window + 1])
+    return ends[0] if len(ends) > 1 else None
+
+
+def _start_after(jobs: QuerySet[Job], filters: Filters, after: str | None) -> QuerySet[Job]:
+    if after is None:
+        return jobs
+    submitted_at, pk = cursor.decode(after, describe_query(filters))
+    last_submitted_at = datetime.fromisoformat(submitted_at)
+    return jobs.filter(
+        Q(submitted_at__lt=last_submitted_at) | Q(submitted_at=last_submitted_at, id__lt=pk),
+        submitted_at__lte=last_submitted_at,
     )
 
 

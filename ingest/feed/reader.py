@@ -212,7 +212,7 @@ def stream_query(sql: str, params: Any) -> Generator[Any]:
 
 def stream_events(rows: "models.QuerySet[StoredEvent]") -> Generator[EventRow]:
     """Yields the events of a `select_after` query. Run no other query until it ends."""
-    with _force_index_scan():
+    with force_index_scan():
         yield from _iterate_events(rows)
 
 
@@ -223,13 +223,13 @@ def fetch_events(rows: "models.QuerySet[StoredEvent]") -> list[EventRow]:
 
 def stream_tuples(rows: "models.QuerySet[Any, Any]") -> Generator[Any]:
     """Yields a `values_list` of a `select_after` query. Run no other query until it ends."""
-    with _force_index_scan():
+    with force_index_scan():
         yield from _iterate_tuples(rows)
 
 
 def fetch_ordered(rows: "models.QuerySet[M]") -> list[M]:
     """Returns the rows of a `select_after` query."""
-    with _force_index_scan():
+    with force_index_scan():
         return list(rows)
 
 
@@ -242,12 +242,18 @@ def fetch_page(
 
 
 @contextmanager
-def _force_index_scan() -> Iterator[None]:
-    """Keeps PostgreSQL from sorting the whole backlog, which it does on stale statistics."""
+def force_index_scan() -> Iterator[None]:
+    """Keeps PostgreSQL from reading a whole table and from sorting it.
+
+    It does so on stale statistics, and where it does not know that a row is wide.
+    """
     with transaction.atomic():
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
-                cursor.execute("SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off")
+                cursor.execute(
+                    "SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off;"
+                    " SET LOCAL enable_seqscan = off"
+                )
         yield
 
 

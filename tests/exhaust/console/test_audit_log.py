@@ -2,6 +2,8 @@
 
 import csv
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -43,6 +45,18 @@ def test_days_are_both_included(auditor: Client) -> None:
 @pytest.mark.parametrize("path", ["audit", "audit/download"])
 def test_wrong_day_is_reported(auditor: Client, path: str, query: str) -> None:
     assert "Enter days as YYYY-MM-DD" in read_html(auditor.get(f"{C}/{path}?{query}"), 400)
+
+
+def test_slow_search_says_so(auditor: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def time_out(_seconds: float) -> Iterator[None]:
+        yield
+        raise TimeoutError
+
+    record_on(1)
+    monkeypatch.setattr(audit_log, "limit_query_seconds", time_out)
+    html = read_html(auditor.get(f"{C}/audit?actor=asha"), 400)
+    assert "Reading took too long. Choose fewer days." in html
 
 
 def test_view_is_recorded(auditor: Client) -> None:

@@ -69,12 +69,19 @@ def test_charts_have_tables(asha: Client) -> None:
     make_data()
     html = read_html(asha.get(f"{C}/charts?{IN_MARCH}"))
     assert html.count("<svg") == html.count('role="img"') == html.count("<table") == 6
-    assert '<th scope="row">5 Mar 2022</th><td class="number">4</td>' in html
-    assert '<th scope="row">Lunch bot</th><td class="number">4</td>' in html
-    cells = '<td class="number">1</td>' + '<td class="number">1 min 30 s</td>' * 3
+    assert '<th scope="row">5 Mar 2022</th><td class="number" data-label="telemetry">4</td>' in html
+    assert '<th scope="row">Lunch bot</th><td class="number" data-label="Count">4</td>' in html
+    values = {"Exports": "1"} | dict.fromkeys(
+        ("Median", "90th percentile", "Slowest"), "1 min 30 s"
+    )
+    cells = "".join(
+        f'<td class="number" data-label="{label}">{value}</td>' for label, value in values.items()
+    )
     assert f'<th scope="row">Whole period</th>{cells}' in html
     assert f'<th scope="row">5 Mar 2022</th>{cells}' in html
-    assert '<th scope="row">Not a JSON object</th><td class="number">1</td>' in html
+    assert (
+        '<th scope="row">Not a JSON object</th><td class="number" data-label="Count">1</td>' in html
+    )
     assert "Cancelled" not in html  # a job of personal data is not counted without the permission
     assert "Destination" not in html
     assert f"conversations/one?id={BOT}&amp;{IN_MARCH.replace('&', '&amp;')}" in html
@@ -101,13 +108,18 @@ def test_long_table_is_a_page_of_its_own(asha: Client) -> None:
     make_data()
     days = "startDate=2022-01-01&endDate=2022-12-31"
     page = read_html(asha.get(f"{C}/charts?{days}"))
-    assert '<th scope="row">5 Mar 2022</th><td class="number">4</td>' not in page
+    assert (
+        '<th scope="row">5 Mar 2022</th><td class="number" data-label="telemetry">4</td>'
+        not in page
+    )
     assert '<th scope="row">Lunch bot</th>' in page  # a short one is in the page
     (address,) = re.findall(r'href="([^"]+table=events_by_source)"', page)
     table = read_html(asha.get(f"{C}/charts{address.replace('&amp;', '&')}"))
     assert "<details open>" in table
     assert table.count('<th scope="row">') == 365
-    assert '<th scope="row">5 Mar 2022</th><td class="number">4</td>' in table
+    assert (
+        '<th scope="row">5 Mar 2022</th><td class="number" data-label="telemetry">4</td>' in table
+    )
     assert table.count("<svg") == 1
     assert asha.get(f"{C}/charts?table=nothing").status_code == 404
 
@@ -235,8 +247,8 @@ def test_funnel_counts_drop_off(asha: Client) -> None:
     ]
     page = f"conversations/one?id={BOT}"
     html = read_html(asha.get(f"{C}/{page}&{IN_MARCH}"))
-    assert '<th scope="row">Question 1</th><td class="number">/q1</td>' in html
-    assert '<td class="number">75%</td>' in html
+    assert '<th scope="row">Question 1</th><td class="number" data-label="Path">/q1</td>' in html
+    assert '<td class="number" data-label="Share">75%</td>' in html
     assert read_csv(asha, page, "funnel")[2] == ["Question 1", "/q1", "3", "0.7500", "1"]
     for identifier in ("none", "%00"):
         assert asha.get(f"{C}/conversations/one?id={identifier}").status_code == 404
@@ -287,7 +299,7 @@ def test_answers_are_counted_by_option(asha: Client) -> None:
     ]  # fmt: skip
     page = f"conversations/one?id={BOT}&startDate=2022-04-01&endDate=2022-04-01"
     html = read_html(asha.get(f"{C}/{page}"))
-    assert '<th scope="row">Lentils</th><td class="number">2</td>' in html
+    assert '<th scope="row">Lentils</th><td class="number" data-label="Key">2</td>' in html
     assert "Asha" not in html.replace("asha", "")
     assert "Lentils,2,2,0.5000" in asha.get(f"{C}/{page}&csv=answers-1").content.decode()
 

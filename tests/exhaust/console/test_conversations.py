@@ -92,7 +92,7 @@ def test_figures_of_the_period(answers: None) -> None:
     for label, value in (("Responses", "3"), ("Participants", "3"), ("Sessions", "3"),
                          ("Reached the last question", "0%")):  # fmt: skip
         assert f"<dt>{label}</dt><dd>{value}</dd>" in html
-    assert '<th scope="row">1 Apr 2022</th><td class="number">3</td>' in html
+    assert '<th scope="row">1 Apr 2022</th><td class="number" data-label="Responses">3</td>' in html
 
 
 def test_list_has_the_last_event() -> None:

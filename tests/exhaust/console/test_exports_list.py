@@ -58,6 +58,25 @@ def test_text_search_has_no_counts(asha: Client) -> None:
     assert len(chips) == 6
 
 
+def test_text_search_reads_a_window(asha: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports, "MAX_SEARCHED", 3)
+    tags = ["april-1", "other-2", "april-3", "other-4", "other-5", "other-6"]
+    for number, tag in enumerate(tags):
+        job = make_job(tag=tag)
+        # two at a time, so that a window ends between equal times
+        moment = timezone.now() - timedelta(hours=9 - number // 2)
+        Job.objects.filter(pk=job.pk).update(
+            submitted_at=moment.replace(minute=0, second=0, microsecond=0)
+        )
+    pages = [read_html(asha.get(f"{C}/exports?text=april"))]
+    while older := re.findall(r'<a class="button" href="([^"]+)">Older</a>', pages[-1]):
+        pages.append(read_html(asha.get(older[0].replace("&amp;", "&"))))
+    assert "None of the 3 exports that were searched matches." in pages[0]
+    assert [re.findall(r'class="tag">([^<]+)<', page) for page in pages] == [
+        [], ["april-3", "april-1"],
+    ]  # fmt: skip
+
+
 def test_counts_stop_at_the_newest(monkeypatch: pytest.MonkeyPatch, asha: Client) -> None:
     monkeypatch.setattr(exports, "MAX_COUNTED", 2)
     for number in range(3):

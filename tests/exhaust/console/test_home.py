@@ -111,7 +111,7 @@ def test_quiet_channel_is_well() -> None:
 
 
 def test_slow_section_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_slowly(*_: Any) -> dict[str, Any]:
+    def read_slowly(*_: Any, **__: Any) -> dict[str, Any]:
         raise TimeoutError
 
     monkeypatch.setattr(home.queries, "search_jobs", read_slowly)
