@@ -554,6 +554,8 @@ CACHES = {  # counts of all processes; it keeps a code of a second factor from b
 # Languages of the pages: a user's own, else the browser's. The API answers in English.
 LANGUAGE_CODE = "en"
 LANGUAGES = [("en", "English"), ("hi", "हिन्दी"), ("ar", "العربية")]
+# before the libraries' own, which translate some of the same words in another way
+LOCALE_PATHS = [BASE_DIR / "exhaust" / "locale", BASE_DIR / "ingest" / "locale"]
 USE_TZ = True
 TIME_ZONE = "UTC"
 STATIC_URL = "static/"

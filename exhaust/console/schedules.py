@@ -132,7 +132,7 @@ def _list_runs(schedule: Schedule) -> list[Run]:
         for moment in schedules.list_slots(schedule.cron, schedule.zone, NEXT_RUNS):
             local = moment.astimezone(zone)
             first, last = schedules.window_dates(schedule.window, local.date())
-            runs.append(Run(moment, date_format(local, "D, j M Y, H:i"), first, last))
+            runs.append(Run(moment, date_format(local, "D j M Y H:i"), first, last))
     except ValueError:
         return []
     return runs

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from gettext import GNUTranslations
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ CATALOGUES = [
     for package in ("exhaust", "ingest")
     for language in LANGUAGES
 ]
+ENGLISH = "exhaust/locale/en/LC_MESSAGES"  # in place of the libraries' own
 
 needs_gettext = pytest.mark.skipif(
     shutil.which("msgfmt") is None, reason="needs gettext: apt-get install gettext"
@@ -85,13 +87,39 @@ def test_each_text_is_translated(extracted: Path, catalogue: str, tmp_path: Path
 
 
 @needs_gettext
-@pytest.mark.parametrize("catalogue", CATALOGUES)
+def test_english_replaces_texts_of_libraries(extracted: Path) -> None:
+    texts = extracted / CATALOGUES[0] / "django.po"
+    compared = subprocess.run(
+        ["msgcmp", texts, ROOT / ENGLISH / "django.po"], capture_output=True, text=True, check=False
+    )
+    lines = compared.stderr.splitlines()
+    assert [line for line in lines if "this message is not used" not in line] == []
+
+
+@needs_gettext
+@pytest.mark.parametrize("catalogue", [*CATALOGUES, ENGLISH])
 def test_catalogue_is_compiled(catalogue: str, tmp_path: Path) -> None:
     folder = ROOT / catalogue
     subprocess.run(["msgfmt", "-o", tmp_path / "django.mo", folder / "django.po"], check=True)
     assert (tmp_path / "django.mo").read_bytes() == (folder / "django.mo").read_bytes(), (
         "run: python manage.py compilemessages -i .venv"
     )
+
+
+@pytest.mark.parametrize("catalogue", [*CATALOGUES, ENGLISH])
+def test_catalogue_wins_over_libraries(catalogue: str) -> None:
+    language = catalogue.split("/")[2]
+    with (ROOT / catalogue / "django.mo").open("rb") as file:
+        own = GNUTranslations(file)
+    texts = re.findall(
+        r'^msgid "(.+)"$(?!\nmsgid_plural)',
+        (ROOT / catalogue / "django.po").read_text(),
+        re.MULTILINE,
+    )
+    with translation.override(language):
+        others = [text for text in texts if translation.gettext(text) != own.gettext(text)]
+    assert len(texts) > 50
+    assert others == []
 
 
 # Pages --------------------------------------------------------------------------------------------
