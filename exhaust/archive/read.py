@@ -9,10 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from contextvars import copy_context
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 from django.conf import settings
+from django.db import connection
 
 from exhaust.archive import late, part
 from exhaust.archive.columns import build_plan
@@ -36,6 +38,7 @@ from exhaust.files.formats import CellChunk, Format
 from exhaust.files.formats.lines import LineChunk
 
 _THREADS = 2  # at least, that read and make row groups, or have them made
+EARLY_ROWS = 1_000_000  # archived ones, which take a few seconds
 PROCESS_ROWS = 200_000  # of a file that is worth the third of a second in which a process starts
 
 
@@ -50,20 +53,50 @@ def iter_rows(
 
     Raises `ArchiveChanged` and `StorageError`.
     """
-    with _Pool(max(_THREADS, settings.EXHAUST_PROCESSES)) as pool:
-        all_metadata = pool.map_ahead(fetch_metadata, archive.files)
-        groups = list_answer_groups(archive, selection, all_metadata)
+    with ExitStack() as stack:
+        pool = stack.enter_context(_Pool(max(_THREADS, settings.EXHAUST_PROCESSES)))
+        groups = list_answer_groups(
+            archive, selection, pool.map_ahead(fetch_metadata, archive.files)
+        )
+        archived, tail = _split_selection(selection, groups)
+        later = stack.enter_context(
+            closing(writer.iter_rows(dataset, tail, file_format, statements=statements))
+        )
+        first: list[Any] = []
         if groups:
-            end = min(to_datetime(max(group.last_us for group in groups) + 1), selection.end)
-            reader = Reader(archive, dataset, replace(selection, end=end), groups, statements)
-            yield from reader.iter_chunks(pool, file_format)
-            selection = replace(selection, start=max(end, selection.start))
-    if selection.start < selection.end:
-        # rows that occurred after every archived one, and were not archived yet
-        with closing(
-            writer.iter_rows(dataset, selection, file_format, statements=statements)
-        ) as rows:
-            yield from rows
+            reader = Reader(archive, dataset, archived, groups, statements)
+            chunks = stack.enter_context(closing(reader.iter_chunks(pool, file_format)))
+            yield from islice(chunks, 1)
+            if _can_begin(dataset, tail, groups):
+                first = list(islice(later, 1))
+            yield from chunks
+        if tail.start < tail.end:
+            yield from first
+            yield from later
+
+
+def _split_selection(
+    selection: Selection, groups: list[AnswerGroup]
+) -> tuple[Selection, Selection]:
+    """Up to the last archived row, and the rows that occurred later and were not archived yet."""
+    if not groups:
+        return replace(selection, end=selection.start), selection
+    end = min(to_datetime(max(group.last_us for group in groups) + 1), selection.end)
+    return replace(selection, end=end), replace(selection, start=max(end, selection.start))
+
+
+def _can_begin(dataset: Dataset, tail: Selection, groups: list[AnswerGroup]) -> bool:
+    """Whether the database makes the first later rows while the archived ones are made.
+
+    Not over this thread's own connection, which late rows need; and not for so long that its
+    snapshot would hinder a vacuum.
+    """
+    return (
+        connection.vendor == "postgresql"
+        and tail.start < tail.end
+        and sum(group.row_count for group in groups) <= EARLY_ROWS
+        and len(writer.split_by_time(dataset, tail)) > 1
+    )
 
 
 class _Pool(ThreadPoolExecutor):
@@ -121,7 +154,7 @@ class Reader:
         superseded = pa.array(late.fetch_superseded(selection), pa.int64())
         self._row_reader = RowReader(ANSWERS, self._names, superseded)
 
-    def iter_chunks(self, pool: _Pool, file_format: Format) -> Iterator[Any]:
+    def iter_chunks(self, pool: _Pool, file_format: Format) -> Generator[Any]:
         sources = {file.pk: number for number, file in enumerate(self._archive.files)}
         unread = [
             _UnreadGroup(

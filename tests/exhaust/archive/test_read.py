@@ -3,6 +3,7 @@ in both, and whichever of them overlap."""
 
 import json
 import random
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from exhaust.archive import late, objects, read, runs, snapshot, write
@@ -21,7 +23,7 @@ from exhaust.datasets import DATASETS
 from exhaust.datasets.layout import arrange_columns
 from exhaust.datasets.resolve import resolve_selection
 from exhaust.datasets.selection import Selection
-from exhaust.files import storage, writer
+from exhaust.files import parallel_copy, storage, writer
 from exhaust.files.formats import FORMATS
 from exhaust.files.parallel_copy import CancellableQueries
 from exhaust.jobs import attempt, transitions
@@ -252,6 +254,35 @@ def test_any_history_has_the_same_bytes(seed: int, small_groups: None) -> None:
             require_same(selection, config, ["csv", name], limit)
             compared += 1
     assert compared
+
+
+@pytest.mark.postgresql
+def test_later_rows_are_copied_meanwhile(
+    small_groups: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given
+    monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 2)
+    send_events(*(make_answer(number) for number in range(20)))
+    archive_to()
+    send_events(*(make_answer(number) for number in range(1000, 1030)))
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE ingest_storedevent")
+    selection = choose()
+    require_same(selection)
+    archive = snapshot.find_archive(DATASETS[RESPONSE], selection)
+    assert archive is not None
+
+    # when
+    rows = read.iter_rows(
+        archive, DATASETS[RESPONSE], selection, FORMATS["csv"], CancellableQueries()
+    )
+    taken = [next(rows), next(rows)]
+
+    # then
+    assert "copying" in {thread.name for thread in threading.enumerate()}
+    rows.close()
+    assert "copying" not in {thread.name for thread in threading.enumerate()}
+    assert sum(chunk.rows_left for chunk in taken) == 8  # of the archive
 
 
 # Jobs ---------------------------------------------------------------------------------------------
