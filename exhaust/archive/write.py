@@ -28,6 +28,7 @@ from exhaust.files.formats.pending import PendingBytes
 from ingest.feed.values import FeedPosition
 
 COMPRESSION, COMPRESSION_LEVEL = "zstd", 3
+PARSED_BYTES = 4 * 1024 * 1024  # of lines at once: parsing takes several times as much memory
 GROUP_BYTES = 24 * 1024 * 1024  # of rows as text: a row group of large payloads ends here
 # of CSV between PostgreSQL and us: JSON has none, so its quotes need no quotes
 _DELIMITER, _QUOTE = "\x1f", "\x1e"
@@ -279,24 +280,32 @@ def _copy_groups(range_: Range, plan: FilePlan) -> Iterator[pa.Table]:
     )
     types = {name: _plain_type(table.schema.field(name).type) for name in columns}
     with closing(rows):
-        for lines in _join_lines(rows, table.group_rows):
-            yield _shape_group(table, _parse_lines(lines, types))
+        blocks: list[pa.Table] = []
+        for lines, ends_group in _join_lines(rows, table.group_rows):
+            blocks.append(_shape_group(table, _parse_lines(lines, types)))
+            if ends_group:
+                yield pa.concat_tables(blocks)
+                blocks = []
+        if blocks:
+            yield pa.concat_tables(blocks)
 
 
-def _join_lines(rows: Iterator[memoryview], group_rows: int) -> Iterator[bytearray]:
-    """Yields the lines of one row group after another.
+def _join_lines(rows: Iterator[memoryview], group_rows: int) -> Iterator[tuple[bytearray, bool]]:
+    """Yields lines that are parsed at once, and whether they end a row group.
 
     A list of so many objects would have Python search all it has for garbage, again and again.
     """
-    lines, count = bytearray(), 0
+    lines, count, size = bytearray(), 0, 0
     for line in rows:
         lines += line
         count += 1
-        if count == group_rows or len(lines) >= GROUP_BYTES:
-            yield lines
-            lines, count = bytearray(), 0
-    if count:
-        yield lines
+        ends_group = count == group_rows or size + len(lines) >= GROUP_BYTES
+        if ends_group or len(lines) >= PARSED_BYTES:
+            yield lines, ends_group
+            count, size = (0, 0) if ends_group else (count, size + len(lines))
+            lines = bytearray()
+    if lines:
+        yield lines, True
 
 
 def _parse_lines(lines: bytearray, types: dict[str, pa.DataType]) -> pa.Table:
