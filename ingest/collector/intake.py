@@ -218,8 +218,8 @@ class Collector:
         self, endpoint: Endpoint, sent: bytes, call: Call, owner: int, *, is_compressed: bool
     ) -> Batch:
         parse = partial(_decode_and_parse, endpoint, sent, call)
-        may_be_slow = is_compressed or (len(sent) > MAX_TINY_BYTES and json_body.is_slow(sent))
-        if may_be_slow or len(sent) > MAX_LOOP_BYTES:
+        may_be_slow = is_compressed or len(sent) > MAX_LOOP_BYTES
+        if may_be_slow or (len(sent) > MAX_TINY_BYTES and json_body.is_slow(sent)):
             return await self._parser.run(owner, parse, len(sent))
         if len(sent) <= MAX_SMALL_BYTES:
             return parse()

@@ -36,10 +36,13 @@ def booleans(values: Iterable[bool]) -> Column:
 def moments(values: Iterable[datetime]) -> Column:
     """Encodes timestamptz: microseconds since 2000."""
     items: list[bytes] = []
+    last, item = None, b""
     for value in values:
-        since = value - _EPOCH
-        microseconds = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-        items.append(b"\0\0\0\x08" + microseconds.to_bytes(8, signed=True))
+        if value is not last:  # as when the events of a batch arrived
+            since = value - _EPOCH
+            microseconds = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+            last, item = value, b"\0\0\0\x08" + microseconds.to_bytes(8, signed=True)
+        items.append(item)
     return _column(1185, 1184, items)
 
 

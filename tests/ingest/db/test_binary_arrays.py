@@ -18,6 +18,7 @@ MOMENTS = [
     datetime(9999, 12, 31, 23, 59, 59, 999_999, UTC),
     datetime(2025, 7, 1, 12, tzinfo=timezone(timedelta(hours=5, minutes=30))),
 ]
+MOMENTS += MOMENTS[-1:]  # the same one again
 TEXTS = ["", "a", 'quo"ted', "back\\slash", "{1,2}", "NULL", "\u00e9\U0001f600", "x" * 70_000]
 
 
