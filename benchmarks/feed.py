@@ -182,12 +182,12 @@ def time_pull(variables: dict[str, str], events: int) -> list[Result]:
     events, _, data = export_data.load_rows(events, export_data.QUICK_MONTH_ROWS)
     print(f"\n{data}", flush=True)
     key = keys.create_key("puller", ["pull"], [Channel.objects.get(identifier=CHANNEL)])[1]
-    port = harness.free_port()
-    command = [*web_command(port, workers=1), "--log-level", "error"]
-    with Process(command, variables):
-        times, count, size = pull_pages(port, key)
-    if count != events:
-        raise SystemExit(f"{count:,} events were read of {events:,}.")
+    times, count, size = run_puller(variables, key)
+    archive_events()
+    with_archive = variables | {"EXHAUST_ARCHIVE_URL": "archive"}
+    archived_times, *archived = run_puller(with_archive, key)
+    if archived != [count, size] or count != events:
+        raise SystemExit(f"{count:,} events of {events:,} were read, {archived[0]:,} archived.")
     tenth = max(1, len(times) // 10)
     first, last = median(times[:tenth]), median(times[-tenth:])
     total_seconds = sum(times)
@@ -196,7 +196,30 @@ def time_pull(variables: dict[str, str], events: int) -> list[Result]:
                bar=">= 30000", note=f"{size / total_seconds / 1e6:,.0f} MB/s"),
         Result("pull, a page of the last tenth", "ms", [last * 1000],
                "one of the first tenth", [first * 1000], "<= 1.2"),
+        Result("pull, a page of archived events", "ms", [median(archived_times) * 1000],
+               "one of rows", [median(times) * 1000], "<= 2"),
     ]  # fmt: skip
+
+
+def archive_events() -> None:
+    """Archives all events of the channel into the folder `archive`."""
+    from django.conf import settings
+
+    from exhaust.archive import runs
+    from ingest.models import Channel
+
+    settings.EXHAUST_ARCHIVE_URL, settings.EXHAUST_ARCHIVE_AFTER_DAYS = "archive", 0
+    channel = Channel.objects.get(identifier=CHANNEL)
+    while runs.archive_channel(channel.pk, is_forced=True):
+        pass
+    settings.EXHAUST_ARCHIVE_URL = ""
+
+
+def run_puller(variables: dict[str, str], key: str) -> tuple[list[float], int, int]:
+    """Reads all pages of a web process; see `pull_pages`."""
+    port = harness.free_port()
+    with Process([*web_command(port, workers=1), "--log-level", "error"], variables):
+        return pull_pages(port, key)
 
 
 def pull_pages(port: int, key: str) -> tuple[list[float], int, int]:

@@ -21,12 +21,12 @@ from exhaust.files import parallel_copy
 TABLE_ROWS = 4096
 
 
-def fetch_superseded(selection: Selection) -> list[int]:
-    """The ids of archived answers that were replaced since: files do not say it."""
+def fetch_superseded(selection: Selection, condition: str = RESPONSE.condition) -> list[int]:
+    """The ids of archived rows that were replaced since: files do not say it."""
     where, params = selection.base_filter("occurred_at")
     cast = "::xid8" if connection.vendor == "postgresql" else ""
     sql = (
-        f"SELECT e.id FROM ingest_storedevent e WHERE {where} AND {RESPONSE.condition}"  # noqa: S608
+        f"SELECT e.id FROM ingest_storedevent e WHERE {where} AND {condition}"  # noqa: S608
         f" AND e.superseded_xid IS NOT NULL AND e.superseded_xid < %(watermark)s{cast}"
     )
     with connection.cursor() as cursor:

@@ -37,7 +37,7 @@ from exhaust.files import parallel_copy, writer
 from exhaust.files.formats import CellChunk, Format
 from exhaust.files.formats.lines import LineChunk
 
-_THREADS = 2  # at least, that read and make row groups, or have them made
+THREADS = 2  # at least, that read and make row groups, or have them made
 EARLY_ROWS = 1_000_000  # archived ones, which take a few seconds
 PROCESS_ROWS = 200_000  # of a file that is worth the third of a second in which a process starts
 
@@ -54,7 +54,7 @@ def iter_rows(
     Raises `ArchiveChanged` and `StorageError`.
     """
     with ExitStack() as stack:
-        pool = stack.enter_context(_Pool(max(_THREADS, settings.EXHAUST_PROCESSES)))
+        pool = stack.enter_context(Pool(max(THREADS, settings.EXHAUST_PROCESSES)))
         groups = list_answer_groups(
             archive, selection, pool.map_ahead(fetch_metadata, archive.files)
         )
@@ -99,7 +99,7 @@ def _can_begin(dataset: Dataset, tail: Selection, groups: list[AnswerGroup]) -> 
     )
 
 
-class _Pool(ThreadPoolExecutor):
+class Pool(ThreadPoolExecutor):
     """Threads that work ahead of their reader."""
 
     def __init__(self, thread_count: int) -> None:
@@ -154,7 +154,7 @@ class Reader:
         superseded = pa.array(late.fetch_superseded(selection), pa.int64())
         self._row_reader = RowReader(ANSWERS, self._names, superseded)
 
-    def iter_chunks(self, pool: _Pool, file_format: Format) -> Generator[Any]:
+    def iter_chunks(self, pool: Pool, file_format: Format) -> Generator[Any]:
         sources = {file.pk: number for number, file in enumerate(self._archive.files)}
         unread = [
             _UnreadGroup(

@@ -6,7 +6,7 @@ So any process can do it, wherever it has the bytes from.
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +25,17 @@ class GroupBytes:
     number: int
     data: bytes
     start: int
+
+
+class Condition(Protocol):
+    """Which rows are selected."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The columns that it reads."""
+
+    def build(self) -> Any:
+        """Returns pyarrow's expression."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class RowReader:
     names: Sequence[str]
     left_out: Any  # an array
 
-    def read(self, group: GroupBytes, row_filter: RowFilter | None = None) -> Any:
+    def read(self, group: GroupBytes, row_filter: Condition | None = None) -> Any:
         """Returns the rows in the order of the file; all of them without a filter."""
         names = [*self.names]
         if row_filter is not None:

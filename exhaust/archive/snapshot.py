@@ -1,10 +1,10 @@
 """Which rows of a selection are archived, as one snapshot says.
 
-An answer at or before its channel's archived place is read from files, a later one from the
-database. Both make the same bytes, so it does not matter which rows are archived when. The list of
-files is read once for an attempt, in one statement with the place. Files change where a person is
-erased or where old events are deleted; an attempt that misses one raises `ArchiveChanged`, and the
-next one reads the list anew.
+A row at or before its channel's archived place is read from files, a later one from the database.
+Both make the same bytes, so it does not matter which rows are archived when. The list of files is
+read once for an attempt, in one statement with the place. Files change where a person is erased or
+where old events are deleted; an attempt that misses one raises `ArchiveChanged`, and the next one
+reads the list anew.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from django.db.models import OuterRef, Subquery
 
 from exhaust.archive import objects
 from exhaust.datasets.base import Dataset
+from exhaust.datasets.events import EVENTS
 from exhaust.datasets.response import RESPONSE
 from exhaust.datasets.selection import Selection
 from exhaust.models import ArchiveFile, ArchiveState
@@ -35,22 +36,26 @@ class Archive:
 
 def find_archive(dataset: Dataset, selection: Selection) -> Archive | None:
     """The archived files that hold rows of the selection; None where rows are to be read."""
-    if not objects.is_enabled() or not _is_archived(dataset, selection):
+    table = _find_table(dataset, selection) if objects.is_enabled() else ""
+    if not table:
         return None
-    state = ArchiveState.objects.filter(channel=OuterRef("channel"))
-    files = tuple(
-        ArchiveFile.objects.filter(
-            channel=selection.channel_id,
-            table="answers",
-            archive_until=None,
-            first_occurred_at__lt=selection.end,
-            last_occurred_at__gte=selection.start,
+    rows = ArchiveFile.objects.filter(
+        channel=selection.channel_id,
+        table=table,
+        archive_until=None,
+        first_occurred_at__lt=selection.end,
+        last_occurred_at__gte=selection.start,
+        last_xid__gte=selection.since_xid,
+        first_xid__lt=selection.watermark,
+    )
+    if table == "answers":
+        rows = rows.filter(
             first_conversation__lte=selection.conversation_id,
             last_conversation__gte=selection.conversation_id,
-            last_xid__gte=selection.since_xid,
-            first_xid__lt=selection.watermark,
         )
-        .annotate(
+    state = ArchiveState.objects.filter(channel=OuterRef("channel"))
+    files = tuple(
+        rows.annotate(
             place_xid=Subquery(state.values("xid")), place_id=Subquery(state.values("event_id"))
         )
         .defer("device_filter")
@@ -63,13 +68,16 @@ def find_archive(dataset: Dataset, selection: Selection) -> Archive | None:
     return Archive(files, place, pruning.get_pruned_position(prune_state))
 
 
-def _is_archived(dataset: Dataset, selection: Selection) -> bool:
-    """Whether the archive has the columns and the conditions of a dataset."""
-    return (
+def _find_table(dataset: Dataset, selection: Selection) -> str:
+    """The table of the archive that has the columns of a dataset; empty for none."""
+    if dataset.definition is not None or selection.limit is not None:
+        return ""
+    if dataset.name == EVENTS.name:
+        return "events"
+    is_answer_file = (
         dataset.name == RESPONSE.name
-        and dataset.definition is None
         and bool(selection.conversation_id)
-        and selection.limit is None
         and selection.application_id is None
         and not selection.types
     )
+    return "answers" if is_answer_file else ""

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from django.db import connection
 
 from exhaust.feed import vocabulary
+from ingest.feed.values import START, FeedPosition
 from ingest.ids import hash_device
 
 
@@ -23,6 +24,7 @@ class Selection:
     end: datetime
     watermark: int
     since_xid: int = 0
+    after: FeedPosition = START  # they arrived after it
     types: tuple[str, ...] = ()
     application_id: int | None = None  # 0 for an unknown one, None for all
     limit: int | None = None
@@ -77,6 +79,10 @@ class Selection:
         if self.since_xid:
             where += f" AND {alias}.xid >= %(since)s{xid_cast}"
             params["since"] = str(self.since_xid) if xid_cast else self.since_xid
+        if self.after != START:
+            where += f" AND ({alias}.xid, {alias}.id) > (%(after_xid)s{xid_cast}, %(after_id)s)"
+            params |= {"after_xid": str(self.after.xid) if xid_cast else self.after.xid}
+            params |= {"after_id": self.after.id}
         if self.application_id is not None:
             where += f" AND {alias}.application_id = %(application)s"
             params["application"] = self.application_id

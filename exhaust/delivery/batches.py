@@ -1,6 +1,7 @@
 """Reads the next batch of a destination from the feed, as the bytes that are sent."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -9,7 +10,8 @@ from django.db.models import Q, QuerySet
 
 from exhaust.delivery import session_documents
 from exhaust.delivery.kinds import kind_of
-from exhaust.feed import documents, pages, vocabulary
+from exhaust.feed import documents, pages
+from exhaust.feed.events import EventFilter, stream_events
 from exhaust.feed.pages import TABLES
 from exhaust.models import Delivery, Destination
 from ingest.feed import reader, values
@@ -49,14 +51,12 @@ def read_batch(destination: Destination, limit: int, position: FeedPosition) -> 
     watermark_xid = fetch_watermark()
     documents: list[Document] = []
     size, count = 0, FIRST_READ_ROWS
-    wanted = _select_rows(destination, watermark_xid)
     every = pages.select_rows(destination.channel_id, destination.resource)
     for window in reader.iterate_windows(every, position, watermark_xid, SEARCH_SECONDS):
         rest = window
         while True:
-            rows = build_documents(
-                destination, reader.select_window(wanted, rest, watermark_xid)[:count]
-            )
+            records = _read_window(destination, rest, watermark_xid, count)
+            rows = build_documents(destination, records)
             for document in rows:
                 size += len(document.wire_bytes)
                 if documents and size > MAX_BATCH_BYTES:
@@ -92,13 +92,14 @@ def rebuild_documents(destination: Destination, delivery: Delivery) -> list[Docu
     if delivery.pending is not None:
         rows = rows.filter(pk__in=delivery.pending)
     if delivery.kind == Delivery.Kind.DEAD_LETTERS:
-        return build_documents(destination, rows.order_by("xid", "id"))
+        return build_documents(destination, _fetch_records(destination, rows.order_by("xid", "id")))
     start, end = (
         FeedPosition(delivery.from_xid, delivery.from_id),
         FeedPosition(delivery.to_xid, delivery.to_id),
     )
     rows = reader.select_after(rows, start, watermark_xid).filter(xid__lte=end.xid)
-    return build_documents(destination, rows.filter(~Q(xid=end.xid) | Q(id__lte=end.id)))
+    rows = rows.filter(~Q(xid=end.xid) | Q(id__lte=end.id))
+    return build_documents(destination, _fetch_records(destination, rows))
 
 
 def count_waiting(destination: Destination) -> tuple[int, datetime | None]:
@@ -150,31 +151,59 @@ def _time_field(destination: Destination) -> str:
 
 def _select_rows(destination: Destination, watermark_xid: int) -> "QuerySet[Any]":
     """Returns the closed sessions or current events that it wants, whatever their position."""
+    if destination.resource != Destination.Resource.SESSIONS:
+        return _choose_events(destination).select(watermark_xid)
     rows: QuerySet[Any] = pages.select_rows(destination.channel_id, destination.resource)
-    if destination.resource == Destination.Resource.SESSIONS:
-        rows = rows.filter(closed=True)
-    else:
-        rows = rows.filter(Q(superseded_xid__isnull=True) | Q(superseded_xid__gte=watermark_xid))
-        if destination.types:
-            rows = rows.filter(vocabulary.select_types(destination.types))
+    rows = rows.filter(closed=True)
     if destination.application:
-        application = pages.find_application(destination.channel_id, destination.application)
-        rows = rows.filter(application=application.pk if application else 0)
+        rows = rows.filter(application=_find_application_id(destination))
     return rows
 
 
-def build_documents(destination: Destination, rows: "QuerySet[Any]") -> list[Document]:
+def _choose_events(destination: Destination) -> EventFilter:
+    return EventFilter(
+        destination.channel_id,
+        types=tuple(destination.types),
+        application_id=_find_application_id(destination) if destination.application else None,
+    )
+
+
+def _find_application_id(destination: Destination) -> int:
+    application = pages.find_application(destination.channel_id, destination.application)
+    return application.pk if application else 0
+
+
+def _read_window(
+    destination: Destination, window: Window, watermark_xid: int, count: int
+) -> list[Any]:
+    """Returns the first `count` records of a window, for `build_documents`."""
     if destination.resource == Destination.Resource.SESSIONS:
-        session_rows = session_documents.fetch_sessions(rows)
-        identified = session_documents.build_documents(destination.channel.identifier, session_rows)
-        positions = [(FeedPosition(row.xid, row.id), row.modified_at) for row in session_rows]
+        rows = _select_rows(destination, watermark_xid)
+        rows = reader.select_window(rows, window, watermark_xid)[:count]
+        return session_documents.fetch_sessions(rows)
+    chosen = _choose_events(destination)
+    with closing(stream_events(chosen, window, watermark_xid, count)) as events:
+        return list(events)
+
+
+def _fetch_records(destination: Destination, rows: "QuerySet[Any]") -> list[Any]:
+    """Returns the records of rows in the feed's order, for `build_documents`."""
+    if destination.resource == Destination.Resource.SESSIONS:
+        return session_documents.fetch_sessions(rows)
+    return list(reader.stream_events(rows))
+
+
+def build_documents(destination: Destination, records: Sequence[Any]) -> list[Document]:
+    """Returns a document for each session or `EventRow`."""
+    if destination.resource == Destination.Resource.SESSIONS:
+        identified = session_documents.build_documents(destination.channel.identifier, records)
+        positions = [(FeedPosition(row.xid, row.id), row.modified_at) for row in records]
     else:
-        event_rows = list(reader.stream_events(rows))
         identified = [
             (row.identity, join_json_lines(documents.encode_event(row, *destination.types)))
-            for row in event_rows
+            for row in records
         ]
-        positions = [(row.position, from_microseconds(row.received_us)) for row in event_rows]
+        positions = [(row.position, from_microseconds(row.received_us)) for row in records]
     return [
         Document(
             position,

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from django.db.models import Q
-
-from exhaust.feed import documents, vocabulary
+from exhaust.feed import documents
+from exhaust.feed.events import EventFilter, stream_events
 from ingest.db.prepared import fetch_all
 from ingest.derive import deriver
 from ingest.feed import pruning, reader, restore, values
@@ -156,15 +155,12 @@ def _has_superseded(channel_id: int) -> bool:
 
 
 def _read_events(query: FeedQuery, window: Window, up_to: int, limit: int) -> Iterator[_Item]:
-    rows = select_rows(query.channel_id, "events").filter(
-        Q(superseded_xid__isnull=True) | Q(superseded_xid__gte=up_to)
-    )
-    rows = _filter_by_time(_filter_by_application(rows, query), "occurred_at", query)
-    if query.types:
-        rows = rows.filter(vocabulary.select_types(query.types))
-    with closing(
-        reader.stream_events(reader.select_window(rows, window, up_to)[:limit])
-    ) as event_rows:
+    application_id = None
+    if query.application:
+        application = find_application(query.channel_id, query.application)
+        application_id = application.pk if application else 0
+    chosen = EventFilter(query.channel_id, query.start, query.end, query.types, application_id)
+    with closing(stream_events(chosen, window, up_to, limit)) as event_rows:
         for row in event_rows:
             document = documents.encode_event(row, *query.types)
             yield _Item(row.position, document, row.application_id)

@@ -10,6 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection
 
+from exhaust.datasets.events import EVENTS
 from exhaust.failpoints import trigger_failpoint
 from exhaust.files import manifest, parallel_copy, writer
 from exhaust.files.upload import StoredFile, store_file
@@ -78,9 +79,10 @@ def _read_rows(plan: Plan, queries: parallel_copy.CancellableQueries) -> Generat
     # Only a process that reads the archive loads pyarrow, which takes tens of MiB. Its own
     # allocator keeps some 46 MiB too much; it reads this when it is loaded.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    from exhaust.archive import read
+    from exhaust.archive import events, read
 
-    return read.iter_rows(plan.archive, *source, queries)
+    iter_rows = events.iter_rows if plan.dataset.name == EVENTS.name else read.iter_rows
+    return iter_rows(plan.archive, *source, queries)
 
 
 def _store_manifest(plan: Plan, files: list[StoredFile], keys: list[str]) -> StoredFile:

@@ -69,3 +69,12 @@ def each_archive(request: pytest.FixtureRequest) -> Archive:
     name = "archive" if request.param == "folder" else "versioned"
     found: Archive = request.getfixturevalue(name)
     return found
+
+
+@pytest.fixture
+def armed(tmp_path: Path, settings: Any) -> Path:
+    """A folder that arms failpoints of this process."""
+    folder = tmp_path / "armed"
+    folder.mkdir()
+    settings.FAILPOINTS = str(folder)
+    return folder

@@ -229,14 +229,6 @@ def test_killed_run_is_finished(name: str, archive: Archive, tmp_path: Path, set
     assert find_faults() == []
 
 
-@pytest.fixture
-def armed(tmp_path: Path, settings: Any) -> Path:
-    folder = tmp_path / "armed"
-    folder.mkdir()
-    settings.FAILPOINTS = str(folder)
-    return folder
-
-
 @pytest.mark.parametrize("name", ARCHIVE_FAILPOINTS[:-1])
 def test_failed_run_leaves_nothing(name: str, each_archive: Archive, armed: Path):
     send_events(make_answer(1))
