@@ -6,6 +6,7 @@ import io
 import secrets
 import time
 from argparse import ArgumentParser
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -80,8 +81,9 @@ class Command(BaseCommand):
         }
         self._wait_until_ready(base, children, logs)
 
-        start = (read_clock() - timedelta(days=DAYS)).date()
-        self._send_events(Client(base, sender_key), start)
+        now = read_clock()
+        start = (now - timedelta(days=DAYS)).date()
+        self._send_events(Client(base, sender_key), now)
 
         dates = {
             "conversationId": conversations.CONVERSATION_ID,
@@ -133,15 +135,12 @@ class Command(BaseCommand):
                 raise CallFailed(f"The web server was not ready in 30 s; see {logs['web']}.")
             time.sleep(0.1)
 
-    def _send_events(self, client: Client, start: Any) -> None:
+    def _send_events(self, client: Client, now: datetime) -> None:
         self._print_heading(
             f"Sending {ANSWER_COUNT:,} answers of {DEVICE_COUNT} devices as telemetry over HTTP"
         )
         start_time = time.monotonic()
-        events = conversations.generate_answers(
-            ANSWER_COUNT, DEVICE_COUNT, start=start, days=DAYS, channel=CHANNEL
-        )
-        counts = client.send(events)
+        counts = client.send(_generate_answers(now))
         seconds = time.monotonic() - start_time
         self._print_line(
             f"stored {counts['stored']:,}, duplicate {counts['duplicate']:,}, rejected"
@@ -149,18 +148,11 @@ class Command(BaseCommand):
         )
         if counts["stored"] != ANSWER_COUNT:
             raise CallFailed(f"{ANSWER_COUNT - counts['stored']} answers were not stored.")
-        first_events = next(
-            chunks(
-                conversations.generate_answers(
-                    ANSWER_COUNT, DEVICE_COUNT, start=start, days=DAYS, channel=CHANNEL
-                ),
-                500,
-            )
-        )
-        counts = client.send(first_events)
+        counts = client.send(next(chunks(_generate_answers(now), 500)))
         self._print_line(
             f"the first 500 sent again: {counts['duplicate']} duplicate, {counts['stored']} stored"
         )
+        start = now.date() - timedelta(days=DAYS)
         profiles = list(conversations.generate_participants(DEVICE_COUNT, start=start))
         answer = client.call("POST", "/v1/participants", profiles)
         self._print_line(
@@ -269,3 +261,14 @@ class Command(BaseCommand):
     def _print_line(self, text: str) -> None:
         self.stdout.write(f"  {text}")
         self.stdout.flush()
+
+
+def _generate_answers(now: datetime) -> Iterator[dict[str, Any]]:
+    """Yields the answers of the `DAYS` days that end now, so that today has some."""
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    milliseconds = round((now - midnight).total_seconds() * 1000)
+    start = now.date() - timedelta(days=DAYS)
+    for event in conversations.generate_answers(
+        ANSWER_COUNT, DEVICE_COUNT, start=start, days=DAYS, channel=CHANNEL
+    ):
+        yield event | {"ets": event["ets"] + milliseconds}
