@@ -2,8 +2,8 @@
 machine, by the very commands and variables of docker-compose.yml.
 
 PostgreSQL and Redis are those of the suite, with a database of this place; the storage is
-`tests.s3server`. COMPOSE_WITHOUT names services that are not started. It stands in for what the
-page types:
+`tests.s3server`. COMPOSE_WITHOUT names services that are not started. COMPOSE_CONTAINER is a
+program that runs a command in our image, for `tools.image`. It stands in for what the page types:
 
     up -d --wait [SERVICE…]   exec [-T] SERVICE COMMAND…   run --rm SERVICE [COMMAND…]
     stop|restart|kill [SERVICE…]   build   ps   logs
@@ -33,6 +33,7 @@ STATE = Path(os.environ.get("COMPOSE_STATE", ""))
 SERVERS = ("postgres", "redis", "s3")
 ONCE = ("migrate", "login", "bucket")
 WITHOUT = os.environ.get("COMPOSE_WITHOUT", "").split()
+CONTAINER = os.environ.get("COMPOSE_CONTAINER", "").split()
 PATIENCE = 120.0
 
 
@@ -123,7 +124,7 @@ def environment(name: str) -> dict[str, str]:
         "S3_PUBLIC_ENDPOINT_URL": f"http://127.0.0.1:{os.environ['COMPOSE_LINKS_PORT']}",
         "AWS_ACCESS_KEY_ID": s3server.ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": s3server.SECRET_KEY,
-        "EXHAUST_METRICS_PORT": "0",  # each container has its own
+        "EXHAUST_METRICS_PORT": port_of(name) or "0",  # each container has its own
     }
     inherited_names = ("PATH", "PYTHONPATH", "HOME", "LANG")
     return {
@@ -132,13 +133,22 @@ def environment(name: str) -> dict[str, str]:
         **{
             key: value
             for key, value in ours.items()
-            if key in variables or key == "EXHAUST_DATA_DIR"
+            if key in variables or (key == "EXHAUST_DATA_DIR" and not CONTAINER)
         },
     }
 
 
 def _host_of(server: SplitResult) -> str:
     return server.netloc.rpartition("@")[2]
+
+
+def port_of(name: str) -> str:
+    """Returns the port in place of the one that a service has in its own container, or ''."""
+    return os.environ.get(f"COMPOSE_{name.upper()}_PORT", "")
+
+
+def in_image(name: str, words: list[str]) -> list[str]:
+    return [*CONTAINER, *words] if services()[name]["image"] == "exhaust" else words
 
 
 def words_of(name: str) -> list[str]:
@@ -148,7 +158,7 @@ def words_of(name: str) -> list[str]:
         assert match
         command_words = yaml.safe_load(match[1])
     ours = {
-        "8000": os.environ.get(f"COMPOSE_{name.upper()}_PORT", ""),
+        "8000": port_of(name),
         "0.0.0.0": "127.0.0.1",  # noqa: S104
         "/usr/local/etc/haproxy/haproxy.cfg": str(ROOT / "config" / "chart" / "haproxy.cfg"),
     }
@@ -165,6 +175,9 @@ def up(names: list[str], *, whole: bool) -> None:
     for name in names:
         if name not in (*SERVERS, *ONCE, *WITHOUT):
             start(name)
+    if CONTAINER:
+        for name in names:
+            until_healthy(name)
     if {"proxy", "collector", "web"} & set(names):
         until_ready()
 
@@ -252,8 +265,9 @@ def command(verb: str, name: str, arguments: list[str], more: dict[str, str] | N
         return subprocess.run(in_postgres(arguments), check=False).returncode
     if verb == "exec" and not alive(name):
         raise SystemExit(f'service "{name}" is not running')
+    command_words = in_image(name, arguments or words_of(name))
     return subprocess.run(
-        arguments or words_of(name), env=environment(name) | (more or {}), check=False
+        command_words, env=environment(name) | (more or {}), check=False
     ).returncode
 
 
@@ -280,7 +294,7 @@ def start(name: str) -> None:
     shutil.rmtree(STATE / name, ignore_errors=True)  # a container's tmpfs
     (STATE / name).mkdir(parents=True)
     mark_file.write_text(mark)
-    launch(name, words_of(name), environment(name))
+    launch(name, in_image(name, words_of(name)), environment(name))
 
 
 def launch(name: str, arguments: list[str], environment: dict[str, str]) -> None:
@@ -314,6 +328,19 @@ def stop(name: str, number: int | None = None) -> None:
         time.sleep(0.1)
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
+
+
+def until_healthy(name: str) -> None:
+    """Waits for the composed check of a service of ours, in its container."""
+    check = services()[name].get("healthcheck", {}).get("test", ["NONE"])
+    if services()[name]["image"] != "exhaust" or check[0] != "CMD":
+        return
+    words = [re.sub(r":(8000|9100)\b", f":{port_of(name)}", word) for word in check[1:]]
+    end = time.monotonic() + PATIENCE
+    while command("exec", name, words):
+        if time.monotonic() > end:
+            raise SystemExit((STATE / f"{name}.log").read_text(errors="replace")[-4000:])
+        time.sleep(0.5)
 
 
 def until_ready() -> None:

@@ -111,7 +111,11 @@ class Place:
         self.begun.add(page)
         page_blocks = typed(page)
         if page_blocks:
-            self._check(page_blocks, self._typed(page.stem, page_blocks))
+            self.run_blocks(page.stem, page_blocks)
+
+    def run_blocks(self, name: str, page_blocks: list[Block]) -> None:
+        """Runs these blocks; fails at the one that fails, or prints what it should not."""
+        self._check(page_blocks, self._typed(name, page_blocks))
 
     def _typed(self, name: str, page_blocks: list[Block]) -> str:
         variables_file = self.folder / ".kept"

@@ -33,7 +33,7 @@ OPTIONS = {
     "myst_heading_anchors": 6,
     "suppress_warnings": ["misc.highlighting_failure", "myst.header"],
 }
-LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"(^ *```.*?^ *```$)", re.M | re.S)
 
 

@@ -127,18 +127,29 @@ def test_containers_run_with_least_privilege(name: str) -> None:
 
 def test_images_and_actions_are_pinned() -> None:
     images = [service["image"] for service in SERVICES.values() if service["image"] != "exhaust"]
-    images += re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)
+    images += re.findall(r"^ARG PYTHON=(\S+)", DOCKERFILE, re.M)
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)) == {"${PYTHON}"}
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     images += re.findall(r"^ +image: (\S+)", workflow, re.M)
-    assert len(images) == 9
+    assert len(images) == 8
     assert [name for name in images if not re.search(r":[\w.-]+@sha256:[0-9a-f]{64}$", name)] == []
     actions = re.findall(r"uses: (.*)", workflow)
     assert [name for name in actions if not re.search(r"@[0-9a-f]{40} # v[\d.]+$", name)] == []
 
 
+def test_image_check_is_of_web_processes() -> None:
+    check = re.search(r"^HEALTHCHECK .* CMD (\[.*\])$", DOCKERFILE, re.M)
+    assert check
+    assert SERVICES["web"]["healthcheck"]["test"] == ["CMD", *yaml.safe_load(check[1])]
+    without = [name for name, each in OURS.items() if "healthcheck" not in each]
+    assert without == ["migrate", "bucket"]  # they end before it asks
+    assert SERVICES["beat"]["healthcheck"] == {"disable": True}
+
+
 def test_image_copies_named_folders() -> None:
     copied = " ".join(re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.M)).split()
-    files = {"requirements.lock", "pyproject.toml", "README.md", "manage.py"}
+    files = {"requirements.lock", "requirements.build.lock", "pyproject.toml", "README.md"}
+    files |= {"LICENSE", "manage.py"}
     assert set(copied) == files | {"config", "ingest", "exhaust"}
 
 
@@ -216,11 +227,13 @@ def test_image_installs_constraints() -> None:
     pinned = re.compile(r"^([\w.-]+)==([\w.]+)", re.M)
     locked = dict(pinned.findall((ROOT / "requirements.lock").read_text()))
     constraints = dict(pinned.findall((ROOT / "constraints.txt").read_text()))
-    assert locked.pop("hatchling")
+    building = dict(pinned.findall((ROOT / "requirements.build.lock").read_text()))
+    assert {"hatchling", "cyclonedx-bom"} <= set(building)
     assert {name: constraints.get(name, version) for name, version in locked.items()} == locked
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(re.findall(r"^[\w-]+", "\n".join(project["dependencies"]), re.M)) <= set(locked)
-    assert "--require-hashes -r requirements.lock" in DOCKERFILE
+    for name in ("requirements.lock", "requirements.build.lock"):
+        assert f"--require-hashes -r {name}" in DOCKERFILE
 
 
 def test_commands_match_without_docker() -> None:
