@@ -99,7 +99,9 @@ def test_sign_in_returns_to_requested_page() -> None:
         response["Location"] == "/console/sign-in?next=/console/ORG_001/exports%3Fstatus%3DFAILED"
     )
     values = {"login": "asha", "password": "wrong", "next": "/console/ORG_001/exports"}
-    assert "The user name or the password is wrong." in read_html(browser.post("/console/sign-in", values))
+    assert "The user name or the password is wrong." in read_html(
+        browser.post("/console/sign-in", values)
+    )
     signed_in = browser.post("/console/sign-in", {**values, "password": "a long enough one"})
     assert signed_in["Location"] == "/console/ORG_001/exports"
     # a part of a page sends the whole page to sign in
