@@ -1,4 +1,4 @@
-"""Django alone, for behind a proxy that reads bodies whole: a slow client would hold a thread."""
+"""Django alone, which `config.asgi` serves. By WSGI only tests and benchmarks call it."""
 
 import gc
 import os
@@ -13,18 +13,13 @@ from django.conf import settings  # noqa: E402
 
 from ingest.db import outages  # noqa: E402
 from ingest.db.postgresql.base import SESSION_SETTINGS, WEB_STATEMENT_MS  # noqa: E402
-from ingest.limits.admission import (  # noqa: E402
-    AdmissionControl,
-    discard_bodies,
-    measure_bodies,
-)
+from ingest.limits.admission import AdmissionControl  # noqa: E402
 
 SESSION_SETTINGS["statement_timeout"] = str(WEB_STATEMENT_MS)
 outages.log_unreachable()  # it serves, and answers 503 until the database is there
 
-application = discard_bodies(  # one connection is for `/metrics`
-    AdmissionControl(measure_bodies(django), slots=settings.EXHAUST_DATABASE_POOL_SIZE - 1)
-)
+# one connection is for `/metrics`
+application = AdmissionControl(django, slots=settings.EXHAUST_DATABASE_POOL_SIZE - 1)
 sys.setswitchinterval(0.001)  # busy threads delay 503 responses less
 gc.collect()
 gc.freeze()  # collections skip loaded modules, so they are fast enough to be frequent

@@ -9,7 +9,6 @@ the same key or session before.
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from io import BytesIO
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -30,7 +29,6 @@ App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 MAX_QUEUE_LENGTH = 16
 MAX_WAIT_SECONDS = 1.0  # in the queue
 MAX_STREAMS = 16  # downloads at once
-READ_BYTES = 64 * 1024
 MAX_BODY_BYTES = 9 * 1024 * 1024  # more than any address takes; each says its own limit
 MAX_DISCARDED_BYTES = 32 * 1024 * 1024  # of a body that is not wanted
 DOWNLOAD_PATH = "/dataset/v1/download/"
@@ -313,47 +311,3 @@ def reject_overloaded(environ: Environ, start: Callable[..., Any]) -> list[bytes
     headers, body = build_overload(environ)
     start("503 Service Unavailable", headers)
     return [body]
-
-
-def measure_bodies(app: App) -> App:
-    """Wraps an application so that a body in chunks reaches it with a length; Django needs one.
-
-    Only a server that ends such a body itself (`wsgi.input_terminated`) lets us read it.
-    """
-
-    def respond(environ: Environ, start: Callable[..., Any]) -> Iterable[bytes]:
-        is_unmeasured = environ.get("HTTP_TRANSFER_ENCODING") and "CONTENT_LENGTH" not in environ
-        if (
-            is_unmeasured
-            and environ.get("wsgi.input_terminated")
-            and environ["PATH_INFO"] not in PROBE_PATHS
-        ):
-            body = bytearray()
-            size = 0
-            while size < MAX_DISCARDED_BYTES and (piece := environ["wsgi.input"].read(READ_BYTES)):
-                size += len(piece)
-                body += piece if size <= MAX_BODY_BYTES else b""
-            del environ["HTTP_TRANSFER_ENCODING"]
-            environ["CONTENT_LENGTH"] = str(size)
-            environ["wsgi.input"] = BytesIO(body)
-        return app(environ, start)
-
-    return respond
-
-
-def discard_bodies(app: App) -> App:
-    """Wraps an application so that it leaves no byte of a body unread.
-
-    A server closes a connection with unread bytes, and the proxy that still writes them would lose
-    the response. The proxy has the body whole, so this takes no time.
-    """
-
-    def respond(environ: Environ, start: Callable[..., Any]) -> Iterable[bytes]:
-        response = app(environ, start)
-        is_chunked = "HTTP_TRANSFER_ENCODING" in environ and environ.get("wsgi.input_terminated")
-        if is_chunked or environ.get("CONTENT_LENGTH") not in {None, "", "0"}:
-            while environ["wsgi.input"].read(READ_BYTES):
-                pass
-        return response
-
-    return respond

@@ -3,13 +3,12 @@ import json
 import signal
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Coroutine
-from io import BytesIO
 from typing import Any
 
 import psycopg
 import pytest
 from django.db import OperationalError, connection
-from django.test import Client, RequestFactory
+from django.test import Client
 
 from ingest.adapters import json_body
 from ingest.auth import keys
@@ -349,21 +348,6 @@ def stable(body: bytes) -> Any:
     return content
 
 
-def send_to_wsgi(method: str, address: str, pieces: bytes, headers: list[tuple[str, str]]) -> int:
-    """Returns the status of `config.wsgi` for a body in chunks, whose end the server knows."""
-    from config.wsgi import application
-
-    environ = RequestFactory(headers=dict(headers)).generic(method, address, pieces).environ
-    del environ["CONTENT_LENGTH"]
-    environ |= {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True}
-    environ["wsgi.input"] = BytesIO(pieces)
-    environ["CONTENT_TYPE"] = dict(headers).get("Content-Type", "")
-    statuses: list[str] = []
-    list(application(environ, lambda status, *_: statuses.append(status)))
-    assert environ["wsgi.input"].read() == b""
-    return int(statuses[0][:3])
-
-
 async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(body), 7):
         yield body[start : start + 7]
@@ -378,21 +362,6 @@ def test_chunked_body_is_as_one_with_length(app: Any):
         app, *((method, url, in_pieces(body), more) for method, url, body, more in calls)
     )
     assert [answer.status for answer in by_loop] == expected
-    assert [send_to_wsgi(*each) for each in calls] == expected
-
-
-@pytest.mark.parametrize(
-    ("method", "address", "body", "status"),
-    [
-        ("PUT", "/v1/conversations/bot", b'{"name": "Bot"}', 200),
-        ("POST", "/v1/telemetry", b"x" * (8 * 1024 * 1024 + 1), 413),
-        ("POST", "/v1/telemetry", b"x" * (9 * 1024 * 1024 + 1), 413),
-        ("GET", "/readyz", b"{}", 200),
-    ],
-)
-def test_chunked_body_at_wsgi(method: str, address: str, body: bytes, status: int):
-    headers = [*key_headers(), ("Content-Type", "application/json")]
-    assert send_to_wsgi(method, address, body, headers) == status
 
 
 def test_unknown_host_is_refused(app: Any, caplog: pytest.LogCaptureFixture):

@@ -3,7 +3,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from io import BytesIO
 from typing import Any
 
 import pytest
@@ -401,19 +400,6 @@ def test_each_source_has_its_overload_body(path: str, read: Callable[[Any], bool
     assert told["status"] == REJECTED
     assert told["Content-Length"] == str(len(body))
     assert ("X-Elastic-Product" in told) is path.endswith("_bulk")
-
-
-def test_no_byte_of_a_body_stays_unread():
-    body = BytesIO(b"x" * 200_000)
-
-    def refuse(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
-        return [b"refused"]
-
-    app = admission.discard_bodies(refuse)
-
-    assert app({"CONTENT_LENGTH": "200000", "wsgi.input": body}, print) == [b"refused"]
-    assert body.read() == b""
-    assert app({"CONTENT_LENGTH": "", "wsgi.input": None}, print) == [b"refused"]
 
 
 def test_loaded_modules_are_frozen_for_gc():
