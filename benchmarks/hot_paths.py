@@ -34,7 +34,7 @@ from typing import Any
 
 import psycopg
 
-from benchmarks import api, harness, ingest, overload, results, wrk
+from benchmarks import api, feeder, harness, ingest, overload, results, wrk
 from benchmarks.__main__ import run_child
 from benchmarks.generator import GENERATOR
 from benchmarks.harness import CHANNEL, Helper, Process, wait_for_server
@@ -215,7 +215,7 @@ def send_once(port: int, request: str) -> bytes:
     """Returns the body of a 200 response. Raises `SystemExit` for another."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(request.encode())
-        return ingest.read_response(connection)
+        return feeder.read_response(connection)
 
 
 def list_fields(value: Any, path: str = "") -> set[str]:
@@ -306,7 +306,7 @@ class Bench:
         ingest.truncate("copied")
         half = -(-len(lines) // 2)
         blocks = [b"".join(lines[:half]), b"".join(lines[half:])]
-        return {COPY: len(lines) / ingest.copy_blocks(url, blocks)}
+        return {COPY: len(lines) / feeder.copy_blocks(url, blocks)}
 
     def time_at_share(self, generator: Helper) -> dict[str, float]:
         """Returns the capacity of 64 connections, and p99 in ms at a share of it."""
@@ -529,7 +529,7 @@ def make_copy_lines(sender: dict[str, Any], count: int) -> list[bytes]:
     lines: list[bytes] = []
     for number in range(count):
         batch = parse_body(TELEMETRY, wrk.fill_numbers(template, number).encode(), None)
-        lines += ingest.copy_lines(batch, sender)
+        lines += feeder.copy_lines(batch, sender)
     return lines
 
 

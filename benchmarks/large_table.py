@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 
 from benchmarks import export_data, harness, ingest, results
+from benchmarks.feeder import BATCH
 from benchmarks.harness import Helper
 from benchmarks.results import Result
 from exhaust.processes import web_command
@@ -53,7 +54,7 @@ def main() -> None:
             url, data=ground_facts["data"], server=" ".join(["python", *web_command(0)[1:]])
         )
         figures = harness.run_rounds(options.rounds, sides)
-        into = f"HTTP, batches of {ingest.BATCH}, into {ground_facts['rows']:,} rows"
+        into = f"HTTP, batches of {BATCH}, into {ground_facts['rows']:,} rows"
         lines = [
             Result(f"{source}: {into}", "rows/s", figures[f"{source}, grown"], "into none",
                    figures[f"{source}, empty"], ">= 0.85")
@@ -67,7 +68,7 @@ def start_feeder(
     variables: dict[str, str], setup: dict[str, Any], source: str, events: int
 ) -> Iterator[Helper]:
     """Starts a warm feeder; leaves no events of it in the table."""
-    command = [sys.executable, "-m", "benchmarks.ingest", "--feeder", "--source", source]
+    command = [sys.executable, "-m", "benchmarks.feeder", "--source", source]
     sizes = ["--events", str(events), "--peer-events", "0"]
     with Helper([*command, *sizes], variables) as feed:
         feed.call({"prepare": setup})
@@ -79,7 +80,7 @@ def time_ingest(feed: Helper, url: str, source: str, name: str) -> dict[str, flo
     with psycopg.connect(url, autocommit=True) as connection:
         last_id = _fetch_value(connection, "SELECT coalesce(max(id), 0) FROM ingest_storedevent")
         connection.execute("CHECKPOINT")
-        response = feed.call({"http": ingest.BATCH})
+        response = feed.call({"http": BATCH})
         new = f"FROM ingest_storedevent WHERE id > {last_id}"
         stored = _fetch_value(connection, f"SELECT count(*) {new}")
         if response["counts"] != {"stored": stored, "duplicate": 0}:

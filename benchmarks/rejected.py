@@ -16,8 +16,9 @@ from random import Random
 from typing import Any
 
 from benchmarks import harness, results
+from benchmarks.feeder import CONNECTIONS, post_requests
 from benchmarks.harness import CHANNEL, Helper
-from benchmarks.ingest import CONNECTIONS, post_requests, prepare_database, run_server
+from benchmarks.ingest import prepare_database, run_server
 from benchmarks.results import compare
 from benchmarks.sources import SOURCES, build_request
 from exhaust.processes import web_command
