@@ -17,6 +17,8 @@ FIRST_SET = {
     ("ingest", "0002_clickstream_views"),
     ("ingest", "0003_audit_append_only"),
 }
+# rewrites a table; docs/operations.md says so
+KNOWN_FAULTS = {("exhaust", "0013_find_and_queue"): ["conversation: PostgreSQL rewrites the table"]}
 REMOVALS = (
     operations.DeleteModel,
     operations.RemoveField,
@@ -42,6 +44,8 @@ def find_faults(migration: Migration) -> Iterator[str]:
             yield f"{step.describe()}: it needs atomic = False"
         if isinstance(step, operations.AddField) and step.model_name_lower not in created:
             field = step.field
+            if field.generated:
+                yield f"{step.name}: PostgreSQL rewrites the table"
             is_filled = field.generated or field.db_default is not NOT_PROVIDED
             if not (field.null or is_filled or field.many_to_many):
                 yield f"{step.name}: old processes insert rows without it; give a db_default"
@@ -61,7 +65,7 @@ def test_migrations_only_add() -> None:
         key: faults
         for key, migration in ours.items()
         if key not in FIRST_SET and (faults := list(find_faults(migration)))
-    } == {}
+    } == KNOWN_FAULTS
 
 
 @pytest.mark.parametrize(
@@ -71,10 +75,20 @@ def test_migrations_only_add() -> None:
         (operations.DeleteModel("Job"), "Delete model Job"),
         (operations.RenameField("job", "tag", "label"), "Rename field tag"),
         (operations.AddField("job", "label", models.TextField()), "label: old processes insert"),
+        (
+            operations.AddField(
+                "job",
+                "label",
+                models.GeneratedField(
+                    expression=models.F("tag"), output_field=models.TextField(), db_persist=True
+                ),
+            ),
+            "label: PostgreSQL rewrites the table",
+        ),
         (operations.AddIndex("job", models.Index("tag", name="by_tag")), "Create index by_tag"),
         (AddIndexConcurrently("job", models.Index("tag", name="by_tag")), "Create index by_tag"),
     ],
-    ids=["remove", "delete", "rename", "no default", "locking index", "transaction"],
+    ids=["remove", "delete", "rename", "no default", "generated", "locking index", "transaction"],
 )
 def test_removal_is_found(step: operations.base.Operation, fault: str) -> None:
     migration = Migration("9999_made_up", "exhaust")
@@ -89,11 +103,8 @@ def test_removal_is_found(step: operations.base.Operation, fault: str) -> None:
     [
         models.TextField(null=True),
         models.TextField(db_default=""),
-        models.GeneratedField(
-            expression=models.F("tag"), output_field=models.TextField(), db_persist=True
-        ),
     ],
-    ids=["null", "default", "generated"],
+    ids=["null", "default"],
 )
 def test_addition_is_fine(field: models.Field) -> None:  # type: ignore[type-arg]
     migration = Migration("9999_made_up", "exhaust")
