@@ -103,6 +103,24 @@ SURVIVORS = {
     ),
     "exhaust/console/participants.py list_participants: ['participants', ctx.channel_id, device]"
     " without ctx.channel_id": "a cursor made by the first of the two places is rejected here",
+    "exhaust/console/export_page.py _show_downloads: channel=ctx.channel": (
+        "the events name files of the job, which are the channel's own"
+    ),
+    "exhaust/console/team.py _list_shared_groups: channel=channel_id": (
+        "its result is compared with groups of roles in the channel only"
+    ),
+    "exhaust/console/team.py _find_or_create_group: channel=channel": (
+        "the groups have no role in another channel"
+    ),
+    "exhaust/datasets/resolve.py resolve_selection: channel_id=channel_id": (
+        "the conversation is the channel's own, and named by its number"
+    ),
+    "exhaust/delivery/notices.py announce_expiring_files: channel=OuterRef('job__channel')": (
+        "selects the jobs to look at; whom to tell is asked by the job's channel"
+    ),
+    "exhaust/delivery/pump.py _has_rows_after_cursor: channel=OuterRef('channel')": (
+        "a destination too many is claimed, and its batch is empty"
+    ),
     "exhaust/management/commands/job.py Command.handle: channel__identifier=options['channel']": (
         "an operator names one of several channels; commands see all of them"
     ),
@@ -126,6 +144,9 @@ SURVIVORS = {
     ),
     "ingest/derive/deriver.py _channels_behind: channel_id=OuterRef('pk')": (
         "selects the channels to derive; one too many has no events to derive"
+    ),
+    "ingest/privacy/phones.py find_participants: channel_id=channel_id": (
+        "a phone's hash is under its channel's own secret"
     ),
     "ingest/privacy/erasure.py find_erased: channel_id=channel_id": (
         "a subject is a hash under its channel's own secret, so other channels do not have it;"

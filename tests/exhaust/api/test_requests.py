@@ -18,7 +18,7 @@ from exhaust.api import envelope, jobs
 from exhaust.delivery import callbacks
 from exhaust.feed import cursor
 from exhaust.jobs import attempt, queries, submit, transitions
-from exhaust.models import Job
+from exhaust.models import Job, OwnDataset
 from ingest.events import RequestError
 from ingest.http.response_fields import Body
 from ingest.models import Conversation
@@ -246,6 +246,8 @@ def test_early_retry_keeps_to_the_limit(asker: Client, settings: Any) -> None:
 def test_search_finds_jobs_of_deleted_dataset(asker: Client) -> None:
     make_job(tag="old", dataset="orders", own_scope="export:response")
     make_job(tag="other")
+    make_job(channel="ORG_002", dataset="theirs", own_scope="export:response")
+    OwnDataset.objects.create(channel=make_channel("ORG_002"), name="order", definition={})
 
     def search(name: str) -> Any:
         body = {"request": {"filters": {"dataset": name}}}
@@ -253,8 +255,9 @@ def test_search_finds_jobs_of_deleted_dataset(asker: Client) -> None:
 
     (found,) = search("orders").json()["result"]["jobs"]
     assert (found["tag"], found["dataset"]) == ("old:ORG_001", "orders")
-    sentence = assert_refused(search("order"), operation="request.search")
-    assert sentence.startswith("request.filters.dataset: One of uci-response-exhaust")
+    for unknown in ("order", "theirs"):
+        sentence = assert_refused(search(unknown), operation="request.search")
+        assert sentence.startswith("request.filters.dataset: One of uci-response-exhaust")
 
 
 def test_daily_requests_and_open_callbacks_are_429(
@@ -280,7 +283,8 @@ def test_daily_requests_and_open_callbacks_are_429(
     answer = post(asker, submit_body(tag="third"))
     assert "2 requests within a day" in assert_refused(answer, 429, "TOO_MANY_REQUESTS")
     for tag in ("first", "second"):
-        assert post(other, submit_body(tag=tag)).status_code == 200
+        body = submit_body(tag=tag, callbackUrl="https://b.example/")
+        assert post(other, body).status_code == 200
 
 
 def test_job_runs_again_a_number_of_times(asker: Client, monkeypatch: pytest.MonkeyPatch) -> None:

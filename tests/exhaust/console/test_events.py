@@ -72,6 +72,21 @@ def test_search_goes_on_past_its_window(bela: Client, monkeypatch: pytest.Monkey
     assert list_types(bela, more[1].replace("&amp;", "&")) == ["RARE"]
 
 
+def test_cursor_of_other_channel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "PER_PAGE", 1)
+    cora = sign_in("cora", submit_private=True)
+    sign_in("cora", channel="ORG_002", submit_private=True)
+    for channel in ("ORG_001", "ORG_002"):
+        send_events(make_answer(1), make_answer(2), channel=channel)
+    html = read_html(cora.get("/console/ORG_002/events"))
+    more = re.search(r'href="(\?[^"]*cursor=[^"]*)"', html)
+    assert more is not None
+
+    html = read_html(cora.get(f"{C}/events{more[1].replace('&amp;', '&')}"))
+
+    assert "This page of the list has expired." in html
+
+
 def test_device_is_found_in_each_source(bela: Client) -> None:
     send_events(make_answer(1))
     desk = StoredEvent.objects.get()  # one index has its source, another one the others

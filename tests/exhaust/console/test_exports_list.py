@@ -234,3 +234,15 @@ def test_list_says_how_old(asha: Client) -> None:
     page = read_html(asha.get(f"{C}/exports"))
     job.refresh_from_db()
     assert f'title="{job.submitted_at:%Y-%m-%d %H:%M:%S} UTC" data-relative>2' in page
+
+
+def test_view_is_of_its_channel() -> None:
+    asha = sign_in(submit_response=True)
+    sign_in(channel="ORG_002", submit_response=True)
+    form = {"query": "text=a", "name": "Of the other"}
+    asha.post("/console/ORG_002/exports/views", form, follow=True)
+    assert SavedView.objects.get().channel.identifier == "ORG_002"
+
+    assert "Of the other" not in read_html(asha.get(f"{C}/exports"))
+    asha.post(VIEWS, {"delete": "Of the other"})
+    assert SavedView.objects.exists()

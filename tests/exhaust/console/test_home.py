@@ -19,6 +19,7 @@ from ingest.models import StoredEvent
 from tests.conftest import make_channel
 from tests.exhaust.console.test_console import C, read_html, sign_in
 from tests.exhaust.console.test_pages import reject_event
+from tests.exhaust.destinations import make_destination
 from tests.exhaust.factories import (
     BOT,
     PRIVATE,
@@ -38,6 +39,9 @@ def test_first_steps_go_away() -> None:
     assert "Set up this channel" in html
     assert f'<a href="{C}/keys">API key</a>' in html
     assert f'<a href="{C}/events">First event</a>' in html
+    make_destination(channel="ORG_002")
+    keys.create_application("shop", make_channel("ORG_002"))
+    html = read_html(admin.get(HOME))
     assert html.count('<li class="done">') == 1  # the channel itself
     keys.create_key("bot", ["ingest"], [make_channel()])
     send_events(make_answer(1))

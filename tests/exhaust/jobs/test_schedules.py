@@ -528,6 +528,7 @@ def test_rejected_slot_is_dropped_later(
 ) -> None:
     settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     waiting = make_job(tag="waiting")
+    make_job(channel="ORG_002", storage_failed_at=SLOT)  # which keeps its own slots due only
     schedule = make_schedule()
     assert schedules.submit_due(SLOT) == 0
     assert schedules.submit_due(SLOT + HOUR) == 0
@@ -539,7 +540,7 @@ def test_rejected_slot_is_dropped_later(
     waiting.delete()
     assert schedules.submit_due(SLOT + HOUR + MINUTE) == 0
     assert schedules.submit_due(SLOT + DAY) == 1
-    assert Job.objects.get().tag == "daily-2026-03-10"
+    assert Job.objects.get(schedule=schedule).tag == "daily-2026-03-10"
     assert schedule_values(schedule)["last_error"] == ""
 
 

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from ingest.adapters import read_context
 from ingest.derive import users
-from ingest.events import NO_CONTEXT, EventContext
+from ingest.events import NO_CONTEXT, Batch, EventContext
 from ingest.feed.values import EventRow
 from ingest.models import AppUser, Channel
+from ingest.store import batches as store
 from ingest.times import to_microseconds
 from tests.conftest import make_channel
+from tests.ingest.derive.test_sessions import event
 
 pytestmark = pytest.mark.django_db
 
@@ -100,6 +102,19 @@ def test_users_are_per_channel(channel: Channel):
     derive(make_channel("ORG_002"), event_row())
 
     assert AppUser.objects.count() == 2
+
+
+def test_user_without_events_is_deleted_in_its_channel(channel: Channel):
+    other = make_channel("ORG_002")
+    batch = Batch("clickstream", NOON, [event(device_id="device-1")], [])
+    store.append_batch(other.pk, batch)
+    for each in (channel, other):
+        derive(each, event_row())
+    before, after = event_row(identity="one"), event_row(identity="one", device_id="device-2")
+
+    users.delete_moved(channel.pk, [after], [before])
+
+    assert AppUser.objects.get().channel == other
 
 
 def test_known_values_change_nothing(channel: Channel):
