@@ -37,6 +37,7 @@ def connect() -> None:
         account_signals.password_reset,
     ):
         signal.connect(_record_password, dispatch_uid="audit")
+    account_signals.authentication_step_completed.connect(_renew_cookie, dispatch_uid="accounts")
     request_finished.connect(failures.flush_when_due, dispatch_uid="audit")
     post_save.connect(_record_added_factor, Authenticator, dispatch_uid="audit")
     post_delete.connect(_record_removed_factor, Authenticator, dispatch_uid="audit")
@@ -50,6 +51,12 @@ def _forget_old_address(instance: Any, raw: bool = False, **_: Any) -> None:
     """Keeps no address that an administrator took from the user: it could reset the password."""
     if not raw:
         EmailAddress.objects.filter(user=instance).exclude(email__iexact=instance.email).delete()
+
+
+def _renew_cookie(request: HttpRequest, reauthenticated: bool = False, **_: Any) -> None:
+    """Gives a user who has confirmed who they are a new cookie, and ends the former."""
+    if reauthenticated:
+        request.session.cycle_key()
 
 
 def _count_login_failure(request: HttpRequest | None = None, **_: Any) -> None:

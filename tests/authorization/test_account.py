@@ -87,6 +87,14 @@ def test_app_is_asked_for_at_sign_in(asha: User):
     assert AuthFailureCount.objects.filter(action="second_factor.failed").get().count == 1
 
 
+def test_old_code_is_refused(asha: User):
+    secret = add_app(sign_in())
+
+    answer = sign_in().post(reverse("mfa_authenticate"), {"code": compute_code(secret, -2)})
+
+    assert "Incorrect code" in answer.content.decode()
+
+
 def test_code_works_once(asha: User):
     secret = add_app(sign_in())
     code = {"code": compute_code(secret, 1)}
@@ -221,6 +229,9 @@ def test_new_password_ends_other_sessions(asha: User):
     own, other = sign_in(), sign_in()
     form = {"oldpassword": PASSWORD, "password1": "one that is new", "password2": "one that is new"}
 
+    unknown = own.post(reverse("account_change_password"), {**form, "oldpassword": "a guess"})
+    assert unknown.status_code == 200
+    assert other.get("/console/").status_code == 200
     weak = {**form, "password1": "password1234", "password2": "password1234"}
     assert "too common" in own.post(reverse("account_change_password"), weak).content.decode()
     assert own.post(reverse("account_change_password"), form)["Location"] == reverse("account")
@@ -313,6 +324,29 @@ def test_each_change_is_confirmed(asha: User, later: Any, path: str):
     assert answer["Location"].startswith(reverse("account_reauthenticate"))
 
 
+def test_new_factor_is_confirmed(asha: User, later: Any):
+    client = sign_in()
+    later(11)
+
+    for name in ("mfa_activate_totp", "mfa_add_webauthn"):
+        answer = client.get(reverse(name))
+        assert answer["Location"].startswith(reverse("account_reauthenticate"))
+
+
+def test_confirmation_renews_the_cookie(asha: User, later: Any):
+    grant(asha, administer=True)
+    client = sign_in()
+    former = client.cookies["sessionid"].value
+    later(11)
+    client.post(make_key(client)["Location"], {"password": PASSWORD})
+
+    assert ApiKey.objects.count() == 1
+    assert client.cookies["sessionid"].value != former
+    assert client.get(f"{CHANNEL}/keys").status_code == 200
+    client.cookies["sessionid"] = former
+    assert client.get(f"{CHANNEL}/keys").status_code == 302
+
+
 def test_recent_sign_in_confirms(asha: User, later: Any):
     grant(asha, administer=True)
     client = sign_in()
@@ -387,11 +421,25 @@ def test_invitation_makes_a_user(mailoutbox: list[Any], capsys: pytest.CaptureFi
     assert list_actions() == ["user.invited", "password.changed", "login.succeeded"]
 
 
+def test_invitation_ends_after_three_days(asha: User, settings: Any):
+    link = accounts.invite(asha).removeprefix("http://127.0.0.1:8000")
+    assert settings.PASSWORD_RESET_TIMEOUT == 3 * 86_400
+    assert Client().get(link).status_code == 302
+    settings.PASSWORD_RESET_TIMEOUT = -1  # as if it were past
+
+    assert Client().get(link).status_code == 200
+
+
+def test_no_user_is_there_at_first():
+    assert not User.objects.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
         (["asha", "--group", "nowhere"], "no group nowhere"),
         (["a b\n"], "valid username"),
+        (["asha", "--email", "a@b.example\nBcc: c@d.example"], "valid email"),
         (["bela", "--superuser"], "bela exists"),
     ],
 )
@@ -415,6 +463,21 @@ def test_lost_password_goes_by_mail(asha: User, settings: Any, mailoutbox: list[
     assert choose_password(link[0], "one that is new").status_code == 302
     asha.refresh_from_db()
     assert asha.check_password("one that is new")
+
+
+def test_new_password_keeps_the_second_factor(asha: User, settings: Any, mailoutbox: list[Any]):
+    settings.EXHAUST_SENDS_MAIL = True
+    add_app(sign_in())
+    Client().post(reverse("account_reset_password"), {"email": "asha@example.org"})
+    link = re.search(r"http://127\.0\.0\.1:8000\S+", mailoutbox[0].body)
+    assert link
+    assert choose_password(link[0], "one that is new").status_code == 302
+
+    client = Client()
+    answer = client.post(SIGN_IN, {"login": "asha", "password": "one that is new"})
+
+    assert answer["Location"].startswith(reverse("mfa_authenticate"))
+    assert client.get("/console/").status_code == 302
 
 
 def test_old_address_resets_nothing(asha: User, settings: Any, mailoutbox: list[Any]):
@@ -443,7 +506,8 @@ def test_mail_server_stops_nothing(asha: User, settings: Any, monkeypatch: pytes
 
 
 def test_superuser_helps_a_user(asha: User):
-    add_app(sign_in())
+    client = sign_in()
+    add_app(client)
     root = Client()
     root.force_login(User.objects.create_superuser("root"))
     form = {"_selected_action": asha.pk}
@@ -455,6 +519,7 @@ def test_superuser_helps_a_user(asha: User):
     link = links.content.decode().removeprefix("asha: ").strip()
     assert choose_password(link, "one that is new").status_code == 302
     assert not Authenticator.objects.exists()
+    assert client.get("/console/").status_code == 302
 
 
 # Addresses ----------------------------------------------------------------------------------------

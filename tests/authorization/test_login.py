@@ -1,5 +1,6 @@
 """Sign-in against guessed passwords."""
 
+import re
 from contextlib import nullcontext
 from datetime import timedelta
 from hashlib import sha256
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 from axes.models import AccessAttempt, AccessLog
 from cryptography.fernet import Fernet
+from django.conf import global_settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 from django.test import Client
 
+from config import settings as config_settings
 from ingest.models import AuditEvent, BrowserSession
 
 pytestmark = pytest.mark.django_db
@@ -123,11 +126,45 @@ def test_database_keeps_no_cookie(asha: Any):
 
     row = BrowserSession.objects.get()
 
+    assert re.fullmatch("[a-z0-9]{32}", cookie)  # 165 random bits
     assert (row.session_key, row.user) == (sha256(cookie.encode()).hexdigest(), asha)
     assert (row.device, row.address) == ("Firefox", "203.0.113.0/24")
     assert client.get("/admin/").status_code == 200
     client.cookies["sessionid"] = row.session_key  # a reader of the database has only this
     assert client.get("/admin/").status_code == 302
+
+
+def test_sign_in_makes_a_new_cookie_and_sign_out_ends_it(asha: Any):
+    client = Client()
+    client.session.save()  # as of a visit before
+    before = client.cookies["sessionid"].value
+    client.post(LOGIN, {"login": "asha", "password": "a long enough one"})
+    cookie = client.cookies["sessionid"].value
+    assert cookie != before
+    assert BrowserSession.objects.count() == 1
+    assert client.get("/admin/").status_code == 200
+
+    client.post("/console/sign-out")
+
+    client.cookies["sessionid"] = cookie
+    assert client.get("/admin/").status_code == 302
+    assert not BrowserSession.objects.exists()
+
+
+def test_sign_in_goes_to_no_other_host(asha: Any):
+    values = {"login": "asha", "password": "a long enough one"}
+    for target in ("https://evil.example/", "//evil.example/", "javascript:alert(1)"):
+        answer = Client().post("/console/sign-in", {**values, "next": target})
+        assert answer["Location"] == "/console/"
+
+
+def test_form_works_with_password_managers():
+    page = Client().get(LOGIN).content.decode()
+    (field,) = re.findall(r'<input[^>]* name="password"[^>]*>', page)
+    assert 'type="password"' in field
+    assert 'autocomplete="current-password"' in field
+    assert "maxlength" not in field
+    assert "onpaste" not in page
 
 
 def test_data_of_a_session_is_encrypted(asha: Any, settings: Any):
@@ -153,6 +190,27 @@ def test_data_of_a_session_is_encrypted(asha: Any, settings: Any):
 def test_weak_password_is_refused(asha: Any, password: str, refused: bool):
     with pytest.raises(ValidationError) if refused else nullcontext():
         validate_password(password, asha)
+
+
+def test_long_password_is_taken_as_typed(asha: Any):
+    password = "Ein langes, wahres पासवर्ड 🔑 " * 4
+    validate_password(password, asha)
+    asha.set_password(password)
+    asha.save()
+
+    assert sign_in(password) == 302
+    for other in (password[:-1], password.swapcase(), password[:72]):
+        assert sign_in(other) == 200
+
+
+def test_password_is_hashed_slowly(settings: Any):
+    settings.PASSWORD_HASHERS = global_settings.PASSWORD_HASHERS  # tests have a fast one
+    user = get_user_model().objects.create_user("bela", password="a long enough one")
+
+    algorithm, rounds, *_ = user.password.split("$")
+    assert algorithm == "pbkdf2_sha256"
+    assert int(rounds) >= 600_000
+    assert not hasattr(config_settings, "PASSWORD_HASHERS")
 
 
 def test_no_password_is_stored(asha: Any):

@@ -7,6 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import responses
 from allauth.mfa.models import Authenticator
+from allauth.socialaccount.models import SocialToken
 from django.contrib.auth.models import Group, User
 from django.test import Client
 from django.urls import reverse
@@ -66,6 +67,8 @@ def test_verified_address_signs_in(provider: Provider, asha: User):
     assert is_signed_in(client)
     assert provider.asked[0]["code"] == ["once"]
     assert len(provider.asked[0]["code_verifier"][0]) >= 43
+    assert not SocialToken.objects.exists()
+    assert "opaque" not in str(client.cookies) + str(dict(client.session))
     assert AuditEvent.objects.get().actor == "asha"
     asha.refresh_from_db()
     assert asha.check_password("a long enough one")  # it stays

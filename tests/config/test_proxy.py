@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
@@ -499,6 +499,31 @@ def test_tls_ends_at_the_proxy(tmp_path: Path):
             assert connection.getresponse().status == 200
 
         assert proxy.web.seen[-1].headers["x-forwarded-proto"] == "https"
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("version", "ciphers", "answer"),
+    [
+        (ssl.TLSVersion.TLSv1_1, "DEFAULT:@SECLEVEL=0", "protocol version"),
+        (ssl.TLSVersion.TLSv1_2, "ECDHE-ECDSA-AES128-SHA", "handshake failure"),
+        (ssl.TLSVersion.TLSv1_2, "ECDHE-ECDSA-AES128-GCM-SHA256", ""),
+    ],
+)
+def test_old_tls_is_refused(tmp_path: Path, version: Any, ciphers: str, answer: str):
+    both, chain = make_certificate(tmp_path)
+    context = ssl.create_default_context(cafile=str(chain))
+    context.set_ciphers(ciphers)
+    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    context.maximum_version = version
+    pattern = f"(?i){answer.replace(' ', '[ _]')}"
+    refused = pytest.raises(ssl.SSLError, match=pattern) if answer else nullcontext()
+    with (
+        running(tmp_path, TLS_CERTIFICATE=str(both)) as proxy,
+        socket.create_connection((HOST, proxy.tls_port), timeout=60) as plain,
+        refused,
+    ):
+        context.wrap_socket(plain, server_hostname=HOST).close()
 
 
 def test_real_services_behind_the_proxy(service: Service, tmp_path: Path):

@@ -339,6 +339,7 @@ def test_https_url_secures_cookies(read: Any):
     assert settings["SESSION_COOKIE_SECURE"] is settings["CSRF_COOKIE_SECURE"] is True
     assert settings["SECURE_SSL_REDIRECT"] is True
     assert settings["SECURE_HSTS_SECONDS"] == 31_536_000
+    assert settings["SECURE_HSTS_INCLUDE_SUBDOMAINS"] is True
     assert settings["CSRF_TRUSTED_ORIGINS"] == ["https://exhaust.example"]
     assert settings["SESSION_COOKIE_NAME"] == "__Host-session"
     assert settings["CSRF_COOKIE_NAME"] == "__Host-csrf"

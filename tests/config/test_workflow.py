@@ -75,6 +75,7 @@ def test_release_states_its_build() -> None:
     assert attest["with"]["subject-digest"] == f"${{{{ steps.{build['id']}.outputs.digest }}}}"
     assert build["with"]["tags"].startswith(attest["with"]["subject-name"] + ":")
     assert attest["with"]["push-to-registry"] is True
+    assert build["with"]["sbom"] is True
     assert WORKFLOW["permissions"] == {"contents": "read"}
 
 

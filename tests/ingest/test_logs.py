@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -57,7 +58,7 @@ trusted = logging.getLogger("celery.worker.consumer")
 def test_event_and_ids_are_written(captured: CapturedLines):
     own.info("job.claimed", job=7, attempt=1)
     (line,) = captured.lines
-    assert line.pop("time")
+    assert datetime.fromisoformat(line.pop("time")).utcoffset() == timedelta()
     assert line == {
         "level": "INFO", "logger": "exhaust.test", "event": "job.claimed", "job": 7, "attempt": 1,
     }  # fmt: skip

@@ -261,8 +261,12 @@ def test_requester_defaults_to_key_name(asker: Client) -> None:
 
 
 def test_encryption_key_is_never_shown(asker: Client) -> None:
-    answer = post(asker, submit_body(encryptionKey=None))
-    assert b"encryptionKey" not in answer.content
+    answer = post(asker, submit_body(encryptionKey="Canary12345678"))
+    request_id = assert_envelope(answer, "request.submit", 200, "OK")["requestId"]
+    for each in (answer, read_job(asker, TAG, request_id), list_jobs(asker, TAG)):
+        assert each.status_code == 200
+        assert b"Canary12345678" not in each.content
+        assert b"encryptionKey" not in each.content
 
 
 def test_header_chooses_channel() -> None:

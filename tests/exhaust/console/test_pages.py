@@ -3,10 +3,12 @@
 import json
 import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.contrib.staticfiles import finders
 from django.test import Client
 from django.urls import URLPattern
 from django.utils import timezone
@@ -121,6 +123,51 @@ def test_every_channel_url_is_covered() -> None:
 def page_url(name: str, channel: str = "ORG_001") -> str:
     values = {"channel": channel, **PAGE_ACCESS[name][1]}
     return re.sub(r"<\w+:(\w+)>", lambda match: str(values[match[1]]), URL_PATTERNS[name])
+
+
+CHANGES = {
+    "act-on-exports", "cancel-export", "retry-export", "create-link", "revoke-link", "saved-views",
+    "revoke-key", "rotate-key", "replay", "dismiss", "resend", "save-chat", "change-access",
+    "schedule-action", "destination-action",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(CHANGES))
+def test_address_that_changes_takes_no_get(name: str) -> None:
+    root = Client()
+    root.force_login(User.objects.create_superuser("root"))
+    make_channel()
+    assert root.get(page_url(name)).status_code == 405
+
+
+def test_each_page_has_a_sign_out() -> None:
+    root = Client()
+    root.force_login(User.objects.create_superuser("root"))
+    make_channel()
+    answers = {name: root.get(page_url(name)) for name in PAGE_ACCESS.keys() - CHANGES}
+    pages = {
+        name: answer.content.decode()
+        for name, answer in answers.items()
+        if answer["Content-Type"].startswith("text/html")
+    }
+    without = {name for name, html in pages.items() if 'action="/console/sign-out"' not in html}
+    assert without == {"search-conversations"}  # a part of a page
+    assert len(pages) > 20
+
+
+def test_scripts_store_and_run_nothing() -> None:
+    ours = [
+        finders.find(name)
+        for name in ("console/console.js", "console/charts.js", "exhaust/docs.js", "exhaust/try.js")
+    ]
+    text = "".join(Path(path).read_text() for path in ours if path)
+    assert len(text) > 10_000
+    for word in ("localStorage", "sessionStorage", "indexedDB", "eval(", "document.write",
+                 "insertAdjacentHTML", "__proto__"):  # fmt: skip
+        assert word not in text
+    html = read_html(sign_in(submit_response=True).get(f"{C}/"))
+    assert '"allowEval": false' in html
+    assert '"historyEnabled": false' in html  # it would store pages
 
 
 @pytest.mark.parametrize("name", PAGE_ACCESS)

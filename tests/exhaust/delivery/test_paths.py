@@ -52,7 +52,9 @@ def test_placeholders_are_filled() -> None:
         ("a//{name}", "one '/'"), ("{name}/", "one '/'"), ("/{name}", "at its start"),
         ("a\\{name}", "without any of"), ("a\n{name}", "without any of"), ("{name}{", "without"),
         ("{date}", "Write {name}"), ("{part}", "{ext}"), ("", "Write {name}"),
-        ("{day}/{name}", "There is no {day}; there are {date}"), ("x" * 300 + "{name}", "at most"),
+        ("{day}/{name}", "There is no {day}; there are {date}"),
+        ("{tag.__class__}/{name}", "There is no {tag.__class__}"),
+        ("x" * 300 + "{name}", "at most"),
     ],
 )  # fmt: skip
 def test_template_is_refused(template: str, remedy: str) -> None:

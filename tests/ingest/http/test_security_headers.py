@@ -42,7 +42,9 @@ def assert_headers(answer: Any, address: str) -> None:
     assert policy.startswith("default-src 'none'; "), address
     assert "frame-ancestors 'none'" in policy
     assert "unsafe" not in policy
-    is_page = answer.get("Content-Type", "").startswith("text/html")
+    content_type = answer.get("Content-Type", "")
+    assert "charset=" in content_type or not content_type.startswith("text/"), address
+    is_page = content_type.startswith("text/html")
     assert ("script-src 'self'" in policy) is is_page, address
     assert answer["X-Content-Type-Options"] == "nosniff"
     assert answer["X-Frame-Options"] == "DENY"
@@ -108,6 +110,17 @@ def test_only_two_cookies_are_set():
     operator.post("/admin/ingest/channel/add/", {"identifier": "ORG_9", "name": "A name"})
 
     assert set(operator.cookies) <= {"sessionid", "csrftoken"}
+
+
+def test_cookies_are_guarded():
+    get_user_model().objects.create_superuser("op", password="a long enough one")
+    client = Client()
+    client.get("/console/sign-in")
+    client.post("/console/sign-in", {"login": "op", "password": "a long enough one"})
+
+    assert set(client.cookies) == {"sessionid", "csrftoken"}
+    assert {each["samesite"] for each in client.cookies.values()} == {"Lax"}
+    assert client.cookies["sessionid"]["httponly"] is True
 
 
 # Too much of everything ---------------------------------------------------------------------------
