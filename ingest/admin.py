@@ -4,13 +4,15 @@ from typing import Any
 
 from cryptography.fernet import InvalidToken
 from django.apps import apps
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import User
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
 from django.utils.functional import cached_property
+from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from ingest import audit
@@ -18,6 +20,7 @@ from ingest.adapters import ADAPTERS
 from ingest.audit.admin import AuditedAdmin
 from ingest.auth import accounts, keys, roles
 from ingest.auth.roles import Permission
+from ingest.db.time_limit import limit_query_seconds
 from ingest.models import (
     ApiKey,
     Application,
@@ -35,6 +38,7 @@ from ingest.models import (
 from ingest.privacy.encryption import decrypt
 from ingest.store.replay import replay, waiting_rejections
 
+SEARCH_SECONDS = 3.0
 MAX_LISTED = 10_000  # rows on the pages of a list; a filter or a search finds others
 
 for model in apps.get_models():  # theirs show secrets, and change accounts without the audit log
@@ -93,6 +97,23 @@ class TenantScopedAdmin(admin.ModelAdmin):
             cached[self.permission] = roles.permitted_channels(request.user, self.permission)
         return cached[self.permission]
 
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Shows the list, or says that a search took too long."""
+        if request.method != "GET":  # an action
+            return super().changelist_view(request, extra_context)
+        try:
+            with limit_query_seconds(SEARCH_SECONDS):
+                response = super().changelist_view(request, extra_context)
+                if changelist := getattr(response, "context_data", {}).get("cl"):
+                    len(changelist.result_list)  # reads it
+                return response
+        except TimeoutError:
+            remedy = _("The search took too long. Choose a filter as well, or type the whole ID.")
+            self.message_user(request, remedy, messages.ERROR)
+            return redirect(request.path if request.GET else "admin:index")
+
     def has_access(self, request: HttpRequest) -> bool:
         return request.user.is_superuser or bool(self.get_permitted_channels(request))
 
@@ -131,6 +152,20 @@ class VisibleRelatedFilter(admin.RelatedFieldListFilter):
     def field_choices(self, field: Any, request: HttpRequest, model_admin: Any) -> Any:
         rows = filter_choices(model_admin.admin_site, field.related_model, request)
         return [(row.pk, str(row)) for row in rows]
+
+
+class RecentValuesFilter(admin.AllValuesFieldListFilter):
+    """Filters by a value of the newest rows. To ask all rows for their values would read them."""
+
+    def __init__(
+        self, field: Any, request: HttpRequest, params: Any, model: Any, model_admin: Any,
+        field_path: str,
+    ) -> None:  # fmt: skip
+        super().__init__(field, request, params, model, model_admin, field_path)
+        newest = model_admin.get_queryset(request).order_by("-pk")[:MAX_LISTED]
+        values = set(newest.values_list(field.name, flat=True))
+        known = sorted(values - {None})
+        self.lookup_choices = [*known, None] if None in values else known  # type: ignore[assignment]
 
 
 class SourceFilter(admin.SimpleListFilter):
@@ -288,7 +323,12 @@ class RejectedEventAdmin(AuditedAdmin, ReadOnlyAdmin):
         "id", "channel", "source", "reason", "detail", "count", "size", "received_at",
         "repeated_at", "replayed_at",
     ]  # fmt: skip
-    list_filter = [("channel", VisibleRelatedFilter), SourceFilter, "reason", "replayed_at"]
+    list_filter = [
+        ("channel", VisibleRelatedFilter),
+        SourceFilter,
+        ("reason", RecentValuesFilter),
+        "replayed_at",
+    ]
     list_select_related = ["channel"]
     search_fields = ["reason", "detail"]
     actions = ["replay"]
@@ -401,7 +441,9 @@ class AuditEventAdmin(ReadOnlyAdmin):
         "subject",
         "address",
     ]
-    list_filter = ["action", "outcome"]
+    list_filter = [
+        "recorded_at", ("action", RecentValuesFilter), ("outcome", RecentValuesFilter),
+    ]  # fmt: skip
     search_fields = ["=channel", "=subject", "=actor", "=key"]
 
     def filter_visible(self, request: HttpRequest, rows: QuerySet) -> QuerySet:

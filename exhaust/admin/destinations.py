@@ -11,7 +11,12 @@ from django.utils.translation import ngettext
 from exhaust.delivery import destinations, paths, receiver_tests
 from exhaust.jobs import wakeup
 from exhaust.models import DeadLetter, Delivery, Destination
-from ingest.admin import ReadOnlyAdmin, TenantScopedAdmin, VisibleRelatedFilter
+from ingest.admin import (
+    ReadOnlyAdmin,
+    RecentValuesFilter,
+    TenantScopedAdmin,
+    VisibleRelatedFilter,
+)
 from ingest.auth import roles
 from ingest.events import RequestError, format_count
 from ingest.feed.values import START
@@ -243,7 +248,7 @@ class DeadLetterAdmin(ReadOnlyAdmin):
     ]  # fmt: skip
     list_filter = [
         ("delivered_at", admin.EmptyFieldListFilter),
-        "answer",
+        ("answer", RecentValuesFilter),
         ("destination", VisibleRelatedFilter),
     ]
     list_select_related = ["destination"]

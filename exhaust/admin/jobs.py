@@ -20,7 +20,12 @@ from exhaust.files import links
 from exhaust.jobs import submit
 from exhaust.jobs.queries import is_readable
 from exhaust.models import Callback, DailyRun, File, Job, Link, Transition
-from ingest.admin import ReadOnlyAdmin, SuperuserOnlyAdmin, VisibleRelatedFilter
+from ingest.admin import (
+    ReadOnlyAdmin,
+    RecentValuesFilter,
+    SuperuserOnlyAdmin,
+    VisibleRelatedFilter,
+)
 from ingest.auth import roles
 from ingest.events import RequestError
 from ingest.models import Channel, Conversation
@@ -266,7 +271,7 @@ class CallbackAdmin(JobRelatedAdmin):
     list_filter = [
         "status",
         "job_status",
-        "answer",
+        ("answer", RecentValuesFilter),
         ("job__channel", VisibleRelatedFilter),
     ]
     list_select_related = ["job"]

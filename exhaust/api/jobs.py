@@ -23,6 +23,7 @@ from exhaust.models import Job, Link
 from ingest import logs
 from ingest.auth import keys
 from ingest.collector.exchange import Reply
+from ingest.db import time_limit
 from ingest.events import RequestError
 from ingest.http.response_fields import Body, integer, text
 from ingest.http.schema import extend_schema
@@ -307,7 +308,7 @@ class SearchView(DatasetView):
             text=requested.get("text"),
         )
         try:
-            with preview.limit_query_seconds(SEARCH_SECONDS):
+            with time_limit.limit_query_seconds(SEARCH_SECONDS):
                 if queries.find_unknown_dataset(channel_id, filters.datasets or ()):
                     known = ", ".join(dataset.name for dataset in list_datasets(channel_id))
                     raise RequestError("invalid", f"request.filters.dataset: One of {known}.")

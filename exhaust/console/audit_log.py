@@ -13,9 +13,9 @@ from exhaust.api.audit import render_csv
 from exhaust.console.participants import PER_PAGE
 from exhaust.console.permissions import ChannelContext, clean_params, render_page, requires
 from exhaust.feed import cursor
-from exhaust.jobs.preview import limit_query_seconds
 from ingest.audit import reads
 from ingest.auth.roles import Permission
+from ingest.db.time_limit import limit_query_seconds
 from ingest.events import RequestError
 from ingest.models import AuditEvent
 
@@ -67,7 +67,11 @@ def download_audit_log(request: HttpRequest, ctx: ChannelContext) -> HttpRespons
     filters, error = _read_filters(request)
     if error:
         return list_audit_events(request, channel=ctx.channel)
-    rows = list(_select_events(ctx, filters)[:MAX_DOWNLOADED])
+    try:
+        with limit_query_seconds(SEARCH_SECONDS):
+            rows = list(_select_events(ctx, filters)[:MAX_DOWNLOADED])
+    except TimeoutError:
+        return list_audit_events(request, channel=ctx.channel)
     reads.count_read("audit.viewed", ctx.channel, "console", len(rows))
     response = StreamingHttpResponse(render_csv(rows), content_type="text/csv; charset=utf-8")
     response["Content-Disposition"] = 'attachment; filename="audit.csv"'

@@ -18,8 +18,8 @@ from exhaust.console.templatetags.console import duration, thousands
 from exhaust.datasets.cells import escape_formula
 from exhaust.files.formats.lines import format_csv_line
 from exhaust.jobs import schedules
-from exhaust.jobs.preview import limit_query_seconds
 from ingest.db.clock import read_clock
+from ingest.db.time_limit import limit_query_seconds
 
 TIMEOUT_SECONDS = 3.0  # per chart
 MAX_DAYS = 366

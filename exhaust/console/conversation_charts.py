@@ -33,7 +33,7 @@ from exhaust.datasets.answers import (
 )
 from exhaust.datasets.resolve import resolve_selection
 from exhaust.datasets.summary import FREE_TEXT, SUMMARY, find_choices
-from exhaust.jobs.preview import limit_query_seconds
+from ingest.db.time_limit import limit_query_seconds
 from ingest.feed import daily_counts
 from ingest.models import DailyCount, Session, StoredEvent
 

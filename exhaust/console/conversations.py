@@ -35,8 +35,8 @@ from exhaust.datasets.answers import ANSWER, DEVICE, ID, TIME, TITLE, count_cell
 from exhaust.datasets.resolve import resolve_selection
 from exhaust.datasets.response import RESPONSE
 from exhaust.jobs import queries
-from exhaust.jobs.preview import limit_query_seconds
 from ingest.audit import reads
+from ingest.db.time_limit import limit_query_seconds
 from ingest.feed import daily_counts
 from ingest.models import Conversation, DailyCount, StoredEvent
 

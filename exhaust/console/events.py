@@ -18,10 +18,10 @@ from exhaust.console.permissions import (
 )
 from exhaust.console.sentences import translate_sentence
 from exhaust.feed import cursor, documents
-from exhaust.jobs.preview import limit_query_seconds
 from ingest.adapters import ADAPTERS, client_session_sources
 from ingest.adapters.participants.parser import SOURCE as PARTICIPANTS
 from ingest.audit import reads
+from ingest.db.time_limit import limit_query_seconds
 from ingest.events import RequestError
 from ingest.feed import reader
 from ingest.feed.values import FeedPosition

@@ -32,9 +32,9 @@ from exhaust.datasets.own import find_job_dataset
 from exhaust.files import links
 from exhaust.jobs import backoff, queries, submit
 from exhaust.jobs import transitions as moves
-from exhaust.jobs.preview import limit_query_seconds
 from exhaust.models import File, Job, Link
 from ingest.db.clock import read_clock
+from ingest.db.time_limit import limit_query_seconds
 from ingest.events import RequestError
 from ingest.models import AuditEvent
 

@@ -36,11 +36,11 @@ from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.own import unknown_dataset
 from exhaust.jobs import queries, schedules, submit, withdrawal
 from exhaust.jobs import transitions as moves
-from exhaust.jobs.preview import limit_query_seconds
 from exhaust.jobs.queries import Filters
 from exhaust.maintenance import retention
 from exhaust.models import File, Job, SavedView
 from ingest.db.clock import read_clock
+from ingest.db.time_limit import limit_query_seconds
 from ingest.events import RequestError
 from ingest.models import Conversation
 

@@ -26,13 +26,13 @@ from exhaust.console.sentences import translate_sentence
 from exhaust.datasets.response import RESPONSE
 from exhaust.delivery import destinations
 from exhaust.jobs import queries
-from exhaust.jobs.preview import limit_query_seconds
 from exhaust.jobs.queries import Filters
 from exhaust.models import Destination, Job, Schedule
 from ingest.adapters import ADAPTERS
 from ingest.auth import roles
 from ingest.auth.roles import Permission
 from ingest.db.clock import read_clock
+from ingest.db.time_limit import limit_query_seconds
 from ingest.feed import reader
 from ingest.models import ApiKey, Application, Conversation, RejectedEvent, StoredEvent
 

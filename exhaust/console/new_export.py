@@ -36,6 +36,7 @@ from exhaust.jobs import repeats, schedules, submit
 from exhaust.jobs.submit import Submission
 from exhaust.models import Destination, Job
 from ingest.auth import preferences
+from ingest.db import time_limit
 from ingest.db.clock import read_clock
 from ingest.events import RequestError
 from ingest.models import Application, Channel, Conversation
@@ -439,7 +440,7 @@ def find_conversations(channel_id: int, q: str, limit: int) -> tuple[list[Conver
         "nameless", "name", "identifier"
     )
     try:
-        with previews.limit_query_seconds(SEARCH_SECONDS):
+        with time_limit.limit_query_seconds(SEARCH_SECONDS):
             matches: list[Conversation] = list(named_first[: limit + 1])
     except TimeoutError:
         exact = Conversation.objects.filter(channel=channel_id, identifier=q)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,7 +14,7 @@ from exhaust.feed import documents, pages
 from exhaust.feed.events import EventFilter, stream_events
 from exhaust.feed.pages import TABLES
 from exhaust.models import Delivery, Destination
-from ingest.feed import reader, values
+from ingest.feed import reader
 from ingest.feed.reader import Window
 from ingest.feed.values import FeedPosition
 from ingest.feed.watermark import fetch_end_position, fetch_watermark
@@ -25,6 +25,7 @@ MAX_BATCH_BYTES = 896_000
 FIRST_READ_ROWS = 200
 SEARCH_SECONDS = 1.0  # for a batch; the destination's next turn goes on from there
 COUNT_SECONDS = 0.2
+SLOWEST_WRITE = timedelta(minutes=5)  # from an arrival, or a session's change, to the commit
 MAX_COUNTED = 10_000  # waiting documents
 
 
@@ -127,16 +128,42 @@ def count_waiting(destination: Destination) -> tuple[int, datetime | None]:
 
 
 def find_position_at(destination: Destination, moment: datetime) -> FeedPosition:
-    """Returns the position before the first document that arrived or changed since then."""
+    """Returns the position before the first document that arrived or changed since then.
+
+    After `SEARCH_SECONDS` it stops: earlier documents may follow the position then.
+    """
     field = _time_field(destination)
     watermark_xid = fetch_watermark()
-    rows = reader.select_after(
-        _select_rows(destination, watermark_xid), values.START, watermark_xid
-    ).filter(**{f"{field}__gte": moment})
-    first = rows.values_list("xid", "id").first()
-    if first is None:
-        return _fetch_end_position(destination, watermark_xid)
-    return FeedPosition(first[0], first[1] - 1)
+    wanted = _select_rows(destination, watermark_xid).filter(**{f"{field}__gte": moment})
+    every = pages.select_rows(destination.channel_id, destination.resource)
+    position = _find_start(destination.channel_id, moment, watermark_xid)
+    for window in reader.iterate_windows(every, position, watermark_xid, SEARCH_SECONDS):
+        rows = reader.select_window(wanted, window, watermark_xid)
+        if found := reader.fetch_ordered(rows.only("xid")[:1]):
+            return FeedPosition(found[0].xid, found[0].pk - 1)
+        if window.end is None:
+            return _fetch_end_position(destination, watermark_xid)
+        position = window.end
+    return position
+
+
+def _find_start(channel_id: int, moment: datetime, watermark_xid: int) -> FeedPosition:
+    """Returns a position that all that arrived or changed since then comes after, and not long.
+
+    Sessions change in the order of their positions, so halving finds it. Events do not arrive in
+    that order: a replay stores them with the time at which they came first.
+    """
+    sessions = pages.select_rows(channel_id, "sessions").only("xid", "modified_at")
+    low, high = 0, watermark_xid
+    while low < high:
+        middle = (low + high) // 2
+        after = reader.select_after(sessions, FeedPosition(middle, 0), watermark_xid)
+        found = reader.fetch_ordered(after[:1])
+        if found and found[0].modified_at < moment - SLOWEST_WRITE:
+            low = found[0].xid + 1
+        else:
+            high = middle
+    return FeedPosition(low, 0)
 
 
 def _fetch_end_position(destination: Destination, watermark_xid: int) -> FeedPosition:

@@ -9,10 +9,11 @@ from exhaust.datasets.cells import Cell, Column, is_number
 from exhaust.datasets.event_table import EventTable
 from exhaust.datasets.own import InvalidDefinition, build_table
 from exhaust.datasets.resolve import resolve_selection
-from exhaust.jobs.preview import QUERY_SECONDS, limit_query_seconds, mask_cell
+from exhaust.jobs.preview import QUERY_SECONDS, mask_cell
 from exhaust.models import OwnDataset, Schedule
 from ingest import audit
 from ingest.db.clock import read_clock
+from ingest.db.time_limit import limit_query_seconds
 from ingest.events import RequestError, format_count
 from ingest.feed.watermark import fetch_watermark
 from ingest.models import require_room

@@ -1,13 +1,10 @@
 """Previews a request: its approximate size, and its first rows with personal data masked."""
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import OperationalError, connection, transaction
-from psycopg.errors import QueryCanceled
+from django.db import connection
 
 from exhaust.datasets.base import Dataset, DatasetLimitExceeded
 from exhaust.datasets.cells import Cell, Column, decode_json, format_json
@@ -17,6 +14,7 @@ from exhaust.datasets.resolve import resolve_selection
 from exhaust.datasets.selection import Selection
 from exhaust.files.formats.lines import format_csv_line
 from exhaust.jobs.submit import Submission
+from ingest.db.time_limit import limit_query_seconds
 from ingest.feed.watermark import fetch_watermark
 
 PREVIEW_ROWS = 20
@@ -106,28 +104,6 @@ def _take_rows(found: Iterable[list[Cell]]) -> tuple[list[list[Cell]], bool]:
         if not is_cut:
             rows.append(row)
     return rows, is_cut
-
-
-@contextmanager
-def limit_query_seconds(seconds: float) -> Iterator[None]:
-    """Raises `TimeoutError` for a statement that takes longer."""
-    deadline = time.monotonic() + seconds
-    try:
-        with transaction.atomic():
-            if connection.vendor == "postgresql":
-                with connection.cursor() as cursor:
-                    cursor.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}")
-                yield
-                return
-            connection.connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
-            try:
-                yield
-            finally:
-                connection.connection.set_progress_handler(None, 0)
-    except OperationalError as error:
-        if isinstance(error.__cause__, QueryCanceled) or "interrupted" in str(error):
-            raise TimeoutError from None
-        raise
 
 
 def mask_cell(column: Column, cell: Cell) -> Cell:

@@ -10,10 +10,10 @@ from exhaust.datasets.own import find_job_dataset, require_dataset
 from exhaust.datasets.resolve import resolve_selection
 from exhaust.datasets.supplement import explain_gap
 from exhaust.jobs import queries, transitions
-from exhaust.jobs.preview import limit_query_seconds
 from exhaust.jobs.queries import Filters
 from exhaust.jobs.submit import Submission
 from exhaust.models import Job
+from ingest.db.time_limit import limit_query_seconds
 from ingest.feed.watermark import fetch_watermark
 
 COUNT_SECONDS = 0.5

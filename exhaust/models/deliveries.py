@@ -175,7 +175,7 @@ class Delivery(Claimable):
     ended_at = models.DateTimeField(null=True)
 
     destination = models.ForeignKey(
-        Destination, on_delete=models.CASCADE, null=True, related_name="deliveries"
+        Destination, on_delete=models.CASCADE, null=True, related_name="deliveries", db_index=False
     )
     from_xid = XidField(default=0)
     from_id = models.BigIntegerField(default=0)
@@ -212,6 +212,11 @@ class Delivery(Claimable):
             ),
         ]
         indexes = [
+            models.Index(
+                fields=["destination", "id"],
+                condition=models.Q(destination__isnull=False),
+                name="delivery_by_destination",
+            ),
             models.Index(
                 fields=["next_at"],
                 condition=models.Q(kind="callback", status="failing"),
@@ -258,7 +263,7 @@ class DeadLetter(models.Model):
     """
 
     destination = models.ForeignKey(
-        Destination, on_delete=models.CASCADE, related_name="dead_letters"
+        Destination, on_delete=models.CASCADE, related_name="dead_letters", db_index=False
     )
     row = models.BigIntegerField(help_text="The row's id, of an event or a session.")
     xid = XidField(help_text="Its position when it was rejected.")
@@ -272,6 +277,13 @@ class DeadLetter(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["destination", "row"], name="deadletter_once_each")
+        ]
+        indexes = [
+            models.Index(
+                fields=["destination", "id"],
+                condition=models.Q(delivered_at=None),
+                name="deadletter_undelivered",
+            )
         ]
 
     def __str__(self) -> str:

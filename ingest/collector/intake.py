@@ -1,7 +1,6 @@
 """The way of a call through the collector: authenticate, count, read, parse, store, respond."""
 
 import asyncio
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
@@ -14,7 +13,7 @@ from msgspec import structs
 
 from ingest import logs, metrics
 from ingest.adapters import Match, find_endpoint, json_body
-from ingest.adapters.base import Adapter, Credential, Endpoint, Receipt, Response
+from ingest.adapters.base import Adapter, AddressLimit, Credential, Endpoint, Receipt, Response
 from ingest.adapters.fields import bounded_text
 from ingest.auth import failures
 from ingest.auth.origins import build_cors_headers
@@ -35,7 +34,7 @@ from ingest.db.prepared import retry_if_lost
 from ingest.events import Batch, Call, RequestError, StoreResult
 from ingest.limits import rate_limits, token_bucket
 from ingest.limits.admission import next_retry_seconds
-from ingest.limits.rate_limits import find_limit
+from ingest.limits.rate_limits import Limit, find_limit
 from ingest.store import batches
 from ingest.store.batches import Pending
 
@@ -107,9 +106,6 @@ class Collector:
             response = endpoint.refuse(error, call)
             if error.status == 405:
                 response = _with_headers(response, Allow=_allow(adapter, endpoint))
-            if visit.wait_seconds:
-                wait = str(math.ceil(visit.wait_seconds))
-                response = _with_headers(response, **{"Retry-After": wait})
         except ShareFull:
             metrics.OVERLOAD_REJECTIONS.inc()
             response = _reject_overload(endpoint)
@@ -128,14 +124,8 @@ class Collector:
 
     async def _receive(self, visit: "_Visit") -> Response:
         adapter, endpoint, request = visit.adapter, visit.endpoint, visit.request
-        if adapter.address_limit is not None and (
-            wait_seconds := await self.senders.count_address(
-                request, adapter.address_limit, adapter.name
-            )
-        ):
-            visit.wait_seconds = wait_seconds
-            detail = "Too many calls from this address; wait."
-            raise RequestError("too_many_requests", detail, 429)
+        if adapter.address_limit is not None:
+            await self._count_address(visit, adapter.address_limit, adapter.name)
         # only the application that the query names has the origins of such a call
         is_checked_late = adapter.cors and adapter.credential is Credential.APPLICATION_ID
         if not is_checked_late and _is_preflight(visit):
@@ -149,13 +139,16 @@ class Collector:
         if endpoint.parse is not None:  # a refusal has to cost little: no count, and no body
             size = request.content_length() or 0
             self._backlog.check(sender.channel_id, size, _find_party(visit, sender))
-        await self.senders.count_call(request, find_limit(adapter.rate_limit), sender.caller)
-        application = sender.application
+        application, limit = sender.application, find_limit(adapter.rate_limit)
+        if application and adapter.checks_cookie and application.cookie_digest:
+            await self.senders.check_cookie(request, application)
+        elif adapter.address_limit is None and _find_party(visit, sender) != sender.caller:
+            share = AddressLimit(limit.rate / 2, limit.burst // 2)
+            await self._count_address(visit, share, sender.caller)
+        await self.senders.count_call(request, limit, sender.caller)
         if application is None:
             call = structs.replace(call, channel=sender.channel)
         else:
-            if adapter.checks_cookie and application.cookie_digest:
-                await self.senders.check_cookie(request, application)
             call = structs.replace(
                 call,
                 channel=sender.channel,
@@ -164,6 +157,13 @@ class Collector:
                 is_hash_required=application.strict_hash,
             )
         return await self._store(visit, call, sender)
+
+    async def _count_address(self, visit: "_Visit", limit: AddressLimit, name: str) -> None:
+        """Counts a call of the caller's network. Raises `RequestError` (429)."""
+        if seconds := await self.senders.count_address(visit.request, limit, name):
+            visit.request.rate_limit_state = Limit("network", *limit).scale(), seconds, seconds
+            detail = "Too many calls from this address; wait."
+            raise RequestError("too_many_requests", detail, 429)
 
     async def _is_allowed_page(self, visit: "_Visit", origin: str) -> bool:
         """Whether a page of the origin may read the response, errors included."""
@@ -245,7 +245,7 @@ def _find_party(visit: "_Visit", sender: Sender) -> str:
 class _Visit:
     """A request on its way, with what is known so far."""
 
-    __slots__ = ("adapter", "call", "endpoint", "request", "sender", "started_at", "wait_seconds")
+    __slots__ = ("adapter", "call", "endpoint", "request", "sender", "started_at")
 
     def __init__(self, adapter: Adapter, endpoint: Endpoint, request: Request, call: Call) -> None:
         self.adapter = adapter
@@ -253,7 +253,6 @@ class _Visit:
         self.request = request
         self.call = call
         self.sender: Sender | None = None
-        self.wait_seconds = 0.0
         self.started_at = monotonic()
 
 

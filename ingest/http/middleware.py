@@ -13,7 +13,8 @@ from django.utils.functional import SimpleLazyObject
 from ingest import audit
 from ingest.audit import Actor
 from ingest.auth import roles
-from ingest.limits import token_bucket
+from ingest.http import pages
+from ingest.limits import rate_limits, token_bucket
 from ingest.limits.admission import PROBE_PATHS, note_caller
 from ingest.tenancy import session
 
@@ -67,7 +68,7 @@ class ActorMiddleware:
     def process_view(
         self, request: HttpRequest, view: object, args: object, kwargs: dict[str, Any]
     ) -> HttpResponse | None:
-        """Restricts a page of staff to the channels of the signed-in user.
+        """Counts a call of the signed-in user, and restricts a page of staff to their channels.
 
         A superuser's session counts for no channel. A superuser who lacks a second factor is sent
         to the page that adds one.
@@ -76,6 +77,13 @@ class ActorMiddleware:
         if not request.path_info.startswith(("/admin/", "/console/", "/account/")):
             return None
         user = request.user
+        if user.is_authenticated:
+            try:
+                rate_limits.count_timed_call(request, f"user:{user.pk}")
+            except rate_limits.RateLimited as error:
+                return pages.build_error(
+                    request, error.status, error.reason, pages.TRY_AGAIN, pages.TOO_MANY
+                )
         if getattr(user, "is_superuser", False):
             note_caller(request.META)
             if not self._is_always_open(request) and roles.lacks_second_factor(user):

@@ -8,7 +8,7 @@ from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.db import connection
-from django.db.models import Model
+from django.db.models import BooleanField, Func, Model
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -426,3 +426,32 @@ def test_filters_read_no_rows(own: Tenant):
         and "own_scope" not in each["sql"]
         and ('FROM "ingest_storedevent"' in each["sql"] or 'FROM "exhaust_job"' in each["sql"])
     ]
+
+
+def test_filters_offer_values_of_new_rows(own: Tenant, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ingest.admin.MAX_LISTED", 2)
+    for action in ("key.created", "key.rotated", "key.revoked"):
+        AuditEvent.objects.create(action=action, channel=OWN.channel)
+    client = sign_in_person(own, "audit")
+
+    offered = client.get(page(AuditEvent)).content.decode().partition("By action")[2]
+
+    assert "key.revoked" in offered
+    assert "key.rotated" in offered
+    assert "key.created" not in offered
+
+
+def test_slow_search_says_what_to_do(own: Tenant, monkeypatch: pytest.MonkeyPatch):
+    client = sign_in_person(own, "submit_private")
+    monkeypatch.setattr("ingest.admin.SEARCH_SECONDS", 1)
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+    is_found = Func(template=f"({endless} SELECT count(*) FROM n) > 0", output_field=BooleanField())
+    monkeypatch.setattr(
+        "ingest.admin.StoredEventAdmin.get_search_results",
+        lambda _, request, rows, text: (rows.filter(is_found) if text else rows, False),
+    )
+
+    answer = client.get(page(StoredEvent), {"q": "somebody"}, follow=True)
+
+    assert answer.redirect_chain == [(page(StoredEvent), 302)]
+    assert "The search took too long." in answer.content.decode()

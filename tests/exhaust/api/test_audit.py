@@ -10,7 +10,7 @@ import pytest
 from django.core.management import call_command
 from django.test import Client
 
-from exhaust.api import envelope
+from exhaust.api import audit, envelope
 from exhaust.jobs import schedules
 from exhaust.models import Job, Schedule
 from ingest.models import AuditEvent
@@ -182,6 +182,24 @@ def test_audit_filters(auditor: Client):
     assert subjects(**{"from": "2026-11-02", "to": "2026-11-02"}) == ["2-0", "2-0"]
     assert subjects(action="other") == ["2-0"]
     assert subjects(**{"from": "2026-11-03"}) == ["3-0"]
+
+
+def test_rare_action_is_searched_by_windows(auditor: Client, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(audit, "WINDOW_ROWS", 3)
+    write_events(6)
+    write_events(1, day=2, action="rare")
+    write_events(1, day=3)
+    write_events(1, day=4, action="rare")
+
+    pages: list[list[str]] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        query = {"action": "rare", "to": "2026-11-10"} | ({"cursor": cursor} if cursor else {})
+        result = auditor.get(AUDIT, query).json()["result"]
+        pages.append([entry["subject"] for entry in result["entries"]])
+        cursor = result["nextCursor"]
+
+    assert pages == [[], [], ["2-0", "4-0"]]
 
 
 @pytest.mark.parametrize("by_header", [True, False])

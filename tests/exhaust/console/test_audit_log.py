@@ -111,3 +111,19 @@ def test_pages_go_on_by_time(auditor: Client, monkeypatch: pytest.MonkeyPatch) -
     html = read_html(auditor.get(f"{C}/audit{more.replace('&amp;', '&')}"))
     assert "actor1" in html
     assert "actor2</td>" not in html
+
+
+@pytest.mark.parametrize("path", ["audit", "audit/download"])
+def test_slow_search_asks_for_fewer_days(
+    auditor: Client, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    @contextmanager
+    def time_out(seconds: float) -> Iterator[None]:
+        yield
+        raise TimeoutError
+
+    record_on(1)
+    monkeypatch.setattr(audit_log, "limit_query_seconds", time_out)
+    html = read_html(auditor.get(f"{C}/{path}?subject=nobody"), 400)
+    assert "Reading took too long. Choose fewer days." in html
+    assert "No matching entries." not in html

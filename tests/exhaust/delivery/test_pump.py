@@ -794,6 +794,19 @@ def test_events_arriving_meanwhile_are_sent() -> None:
 # Actions ----------------------------------------------------------------------------------
 
 
+@pytest.mark.postgresql
+def test_rows_of_a_destination_are_read_in_their_order() -> None:
+    destination = make_destination()
+    undelivered = destination.dead_letters.filter(delivered_at=None)
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
+        plans = [rows[:10].explain() for rows in (
+            destination.deliveries.order_by("-pk"), undelivered.order_by("pk"),
+        )]  # fmt: skip
+    assert "delivery_by_destination" in plans[0]
+    assert "deadletter_undelivered" in plans[1]
+
+
 def test_new_destination_starts_now() -> None:
     old = emit_sessions(1, 2)
     with Receiver() as receiver:
@@ -825,6 +838,34 @@ def test_new_destination_starts_now() -> None:
         deliver_all(destination)
         assert len(receiver.received) == 3
         assert destination.cursor_xid < fetch_watermark()
+
+
+def test_position_of_time_is_found_in_part_of_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = make_channel()
+    first = timezone.now() - timedelta(hours=20)
+    for hour in range(20):
+        at = first + timedelta(hours=hour)
+        clicks = [event(occurred_at=at, device_id=f"d{hour}") for _ in range(3)]
+        store.append_batch(channel.pk, Batch("clickstream", at, clicks, []))
+        derive_sessions(channel)
+        Session.objects.filter(device_id=f"d{hour}").update(modified_at=at)
+    replayed = event(occurred_at=first, device_id="d0")
+    store.append_batch(channel.pk, Batch("clickstream", first, [replayed], []))
+    wait_for_watermark()
+    monkeypatch.setattr(reader, "WINDOW_ROWS", 6)
+    monkeypatch.setattr(batches, "SEARCH_SECONDS", 0)
+    destination = make_destination(resource="events")
+
+    def find_next(hour: float) -> str | None:
+        position = batches.find_position_at(destination, first + timedelta(hours=hour))
+        rows = StoredEvent.objects.filter(channel=channel)
+        after = reader.select_after(rows, position, fetch_watermark())
+        return after.values_list("device_id", flat=True).first()
+
+    assert [find_next(hour) for hour in (-1, 0, 4.5, 13, 19)] == ["d0", "d0", "d5", "d13", "d19"]
+    assert find_next(21) is None
+    Session.objects.all().delete()  # nothing shows where to begin
+    assert find_next(13) == "d2"
 
 
 def test_unreadable_secret_disables(settings: Any) -> None:

@@ -1174,6 +1174,27 @@ def test_right_cookie_is_accepted(db: None):
     assert Client().options("/collect?appId=shop").status_code == 204
 
 
+@pytest.mark.parametrize(("cookie", "passes"), [("", 2), ("session=abcd", 4)])
+def test_network_gets_half_of_the_calls(
+    db: None, settings: Any, monkeypatch: pytest.MonkeyPatch, cookie: str, passes: int
+):
+    settings.EXHAUST_RATE_LIMIT_MULTIPLIER = 1.0
+    buckets = token_bucket.ProcessLimiter(lambda: 10**12)
+    monkeypatch.setattr(token_bucket, "get_limiter", lambda _: buckets)
+    monkeypatch.setattr(rate_limits, "local_quota", rate_limits.LocalQuota())
+    monkeypatch.setattr(rate_limits, "EVENTS", rate_limits.Limit("events", 0.02, 4))
+    register(cookie=cookie)
+    headers = {"Origin": PAGE, "Cookie": cookie}
+
+    answers = [Client().get("/ping?appId=shop", headers=headers) for _ in range(5)]
+
+    assert [answer.status_code for answer in answers] == [200] * passes + [429] * (5 - passes)
+    assert answers[-1].has_header("Retry-After")
+    assert answers[-1]["Access-Control-Allow-Origin"] == PAGE
+    elsewhere = Client(REMOTE_ADDR="192.0.2.1").get("/ping?appId=shop", headers=headers)
+    assert elsewhere.status_code == (429 if cookie else 200)
+
+
 def test_ping_returns_server_time(shop: Client):
     response = shop.get("/ping?appId=shop")
 

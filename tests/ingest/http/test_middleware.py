@@ -12,6 +12,7 @@ from django.urls import path
 from config.urls import urlpatterns as served
 from ingest import audit
 from ingest.auth import keys
+from ingest.limits import rate_limits, token_bucket
 from ingest.models import AuditEvent
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.console.test_console import sign_in
@@ -97,7 +98,7 @@ def test_api_call_opens_no_session():
     with CaptureQueriesContext(connection) as asked:
         answer = client.get("/act/key")
 
-    assert "django_session" not in "".join(query["sql"] for query in asked)
+    assert "ingest_browsersession" not in "".join(query["sql"] for query in asked)
     assert "Cookie" not in answer.headers.get("Vary", "")
 
 
@@ -144,3 +145,22 @@ def test_sender_without_the_collector_is_noted():
     for key, noted in ((make_key("ingest"), -1), ("exh_wrong", None)):
         answer = Client(headers=bearer(key)).post("/v1/telemetry", [event], "application/json")
         assert answer.wsgi_request.META.get("exhaust.channel") == noted
+
+
+def test_signed_in_user_has_a_rate_limit(settings: Any, monkeypatch: pytest.MonkeyPatch):
+    settings.EXHAUST_RATE_LIMIT_MULTIPLIER = 1.0
+    buckets = token_bucket.ProcessLimiter(lambda: 10**12)
+    monkeypatch.setattr(token_bucket, "get_limiter", lambda _: buckets)
+    monkeypatch.setattr(rate_limits, "local_quota", rate_limits.LocalQuota())
+    monkeypatch.setattr(rate_limits, "READS", rate_limits.Limit("reads", 0.02, 2))
+    make_channel()
+    asha, ben = sign_in("asha", audit=True), sign_in("ben", audit=True)
+    page = "/console/ORG_001/"
+
+    answers = [asha.get(page, headers={"Accept": "text/html"}) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert "Wait a few seconds." in answers[2].content.decode()
+    assert answers[2]["Retry-After"] == "50"
+    assert asha.get(page).json()["detail"].startswith("Your account sends too many requests.")
+    assert ben.get(page).status_code == 200
