@@ -61,7 +61,7 @@ print(len(sys.modules), "modules can be imported")
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    # trixie has Python 3.13, sid a newer one
+    # trixie has Python 3.13, sid 3.14
     parser.add_argument("--suite", default="bookworm", help="Debian's suite of the base.")
     suite = parser.parse_args().suite
     harness.stop_on_term()
@@ -104,6 +104,8 @@ class Image:
             trusted.parent.mkdir(parents=True, exist_ok=True)
             trusted.write_bytes(CERTIFICATES.read_bytes())
             (base / "etc/pip.conf").write_text(f"[global]\ncert = {CERTIFICATES}\n")
+            # a mirror of an unstable suite may be older than its list's term
+            (base / "etc/apt/apt.conf.d/term").write_text('Acquire::Check-Valid-Until "false";\n')
             _output(*buildah, "config", "--env", f"PATH={PATH}", "base")
             _output(*buildah, "commit", "-q", "base", "localhost/python")
             say("the Dockerfile")
