@@ -176,6 +176,7 @@ NO_CHECK = {
     "exhaust/api/pull.py: FROM ingest_channel c": "the names of the key's own channel",
     "exhaust/jobs/polling.py: w.channel_id = j.channel_id": "the position in the row's own queue",
     "exhaust/console/audit_log.py: filter(**{name": "actor and subject",
+    "exhaust/archive/feed.py: e.channel_id = s.channel_id": "erasures of the state's own channel",
     "exhaust/archive/write.py: c.channel_id = e.channel_id": "conversations of the event's channel",
     "ingest/feed/daily_counts.py: filter(**is_in_days)": "days; the rows are of the channel",
     "exhaust/jobs/submit.py: get(**identity)": "listed above",
