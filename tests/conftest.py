@@ -53,8 +53,11 @@ def pytest_configure() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Returns one more than the cores: tests wait a third of their time for other processes."""
-    return len(os.sched_getaffinity(0)) + 1
+    """Returns one more than the cores, and two where tests wait for servers too."""
+    from django.conf import settings
+
+    is_served = "postgresql" in settings.DATABASES["default"]["ENGINE"]
+    return len(os.sched_getaffinity(0)) + 1 + is_served
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

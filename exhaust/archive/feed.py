@@ -100,4 +100,4 @@ class _WindowEvents:
 def _pause(error: Exception) -> None:
     global paused_until
     paused_until = monotonic() + PAUSE_SECONDS
-    log.warning("archive.not_read", error=error, seconds=PAUSE_SECONDS)
+    log.warning("archive.not_read", error=error)

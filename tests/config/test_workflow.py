@@ -68,14 +68,18 @@ def test_image_starts_by_documented_block() -> None:
 def test_release_states_its_build() -> None:
     job = JOBS["release"]
     assert job["permissions"] == {
-        "contents": "read", "packages": "write", "id-token": "write", "attestations": "write",
+        "contents": "write",  # for the release's page
+        "packages": "write", "id-token": "write", "attestations": "write",
     }  # fmt: skip
-    *_, build, attest = job["steps"]
-    assert attest["uses"].startswith("actions/attest-build-provenance@")
-    assert attest["with"]["subject-digest"] == f"${{{{ steps.{build['id']}.outputs.digest }}}}"
-    assert build["with"]["tags"].startswith(attest["with"]["subject-name"] + ":")
-    assert attest["with"]["push-to-registry"] is True
+    *_, build, image, packages, page = job["steps"]
+    for statement in (image, packages):
+        assert statement["uses"].startswith("actions/attest-build-provenance@")
+    assert image["with"]["subject-digest"] == f"${{{{ steps.{build['id']}.outputs.digest }}}}"
+    assert build["with"]["tags"].startswith(image["with"]["subject-name"] + ":")
+    assert image["with"]["push-to-registry"] is True
     assert build["with"]["sbom"] is True
+    assert packages["with"]["subject-path"] == "dist/*"  # the wheel and the chart
+    assert "dist/* --verify-tag" in page["run"]
     assert WORKFLOW["permissions"] == {"contents": "read"}
 
 
