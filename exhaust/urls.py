@@ -3,6 +3,7 @@ from django.urls import path
 from exhaust.api import destinations, downloads, jobs, pull, schedules
 from exhaust.api.audit import AuditView
 from exhaust.api.samples import MappingView, SampleView
+from ingest.http import any_text  # noqa: F401 `<text:…>`
 
 urlpatterns = [
     path("dataset/v1/request/submit", jobs.SubmitView.as_view()),
@@ -30,7 +31,7 @@ urlpatterns = [
     path("export/sample", SampleView.as_view()),
     path("export/mapping", MappingView.as_view()),
     path("export/datasets/<str:name>", pull.DatasetRowsView.as_view()),
-    path("dataset/v1/download/<str:token>/<path:name>", downloads.download),
+    path("dataset/v1/download/<str:token>/<text:name>", downloads.download),
     path("dataset/v1/download/<str:token>", downloads.download),
 ]
 

@@ -3,6 +3,7 @@
 from django.urls import URLPattern, path
 
 from ingest.adapters import ADAPTERS
+from ingest.http import any_text  # noqa: F401 `<text:…>`
 from ingest.views.conversations import ConversationView
 from ingest.views.participants import ParticipantView
 from ingest.views.sources import make_view
@@ -21,6 +22,6 @@ def source_urls() -> list[URLPattern]:
 
 urlpatterns = [
     *source_urls(),
-    path("v1/participants/<path:identifier>", ParticipantView.as_view()),
+    path("v1/participants/<text:identifier>", ParticipantView.as_view()),
     path("v1/conversations/<str:identifier>", ConversationView.as_view()),
 ]

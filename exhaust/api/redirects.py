@@ -41,7 +41,7 @@ class Redirects:
         if (match := _ADDRESS.fullmatch(request.path)) is None:
             return None
         prefix, token, name = match.groups()
-        path = "/<path:name>" if name else ""
+        path = "/<text:name>" if name else ""
         request.route = f"{prefix or ''}dataset/v1/download/<str:token>{path}"
         return partial(self._open, token, name or "")
 

@@ -5,6 +5,7 @@ Two channels hold the same device, in every table that can hold one.
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from django.core.management import call_command
@@ -232,3 +233,23 @@ def test_erasure_needs_a_permitted_channel(
 
     assert rows(THEIRS) == before
     assert not Erasure.objects.exists()
+
+
+@pytest.mark.parametrize("device", ["a/b", "line\nbreak", "tab\tand ٣"])
+def test_any_stored_person_can_be_erased(device: str) -> None:
+    # given a person as a sender wrote the id
+    profile = json.dumps([{"deviceId": device, "userName": "Asha"}]).encode()
+    channel = make_channel(OURS)
+    batch = participants.parse(profile, Call(OURS, timezone.now()))
+    store_participants(channel.pk, timezone.now(), batch.profiles)
+    assert Participant.objects.count() == 1
+
+    # when
+    client = Client(headers=bearer(make_key("erase", channels=(OURS,))))
+    address = f"/v1/participants/{quote(device, safe='')}"
+    assert client.delete(address).status_code == 202
+    assert not erasure.resume(60)
+
+    # then
+    assert client.get(address).json()["erased"]["participants"] == 1
+    assert not Participant.objects.exists()

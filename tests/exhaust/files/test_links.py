@@ -230,6 +230,11 @@ def test_invented_token_opens_nothing(token: str) -> None:
         assert_closed(answer, 403, "altered")
 
 
+@pytest.mark.parametrize("name", ["a%0A.csv", "a/b.csv", "%E0%A4%A8"])
+def test_any_name_of_an_invented_link_is_403(name: str) -> None:
+    assert_closed(Client().get(f"/dataset/v1/download/x/{name}"), 403, "altered")
+
+
 def test_unknown_link_is_403() -> None:
     # given a token that we gave, of a link that no row remembers
     _, link, path = make_linked_file()

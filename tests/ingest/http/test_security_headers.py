@@ -25,7 +25,7 @@ def list_addresses(found: Any = None, before: str = "") -> Iterator[str]:
         if isinstance(each, URLResolver):
             yield from list_addresses(each.url_patterns, said)
         elif isinstance(each, URLPattern):
-            made = re.sub(r"<path:\w+>|<int:\w+>|<str:\w+>|<\w+>", "1", said)
+            made = re.sub(r"<(?:\w+:)?\w+>", "1", said)
             yield "/" + re.sub(r"\(\?P<\w+>[^)]*\)", "1", made).replace("\\", "")
 
 
