@@ -148,6 +148,7 @@ TOO_MUCH: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sqlite  # it is refused before a database
 @pytest.mark.parametrize("kind", TOO_MUCH)
 def test_too_much_is_no_error_of_ours(kind: str, settings: Any):
     if kind == "parts":
