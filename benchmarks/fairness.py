@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
-import yaml
 
 from benchmarks import api, export_data, harness, results, wrk
 from benchmarks.fairness_loads import build_requests, collect_rows
@@ -213,9 +212,6 @@ def start_service(
 ) -> dict[str, str]:
     """Starts the processes of the compose file behind the proxy; returns their commands."""
     collector_port, web_port = harness.free_port(), harness.free_port()
-    services = yaml.safe_load((harness.ROOT / "docker-compose.yml").read_text())["services"]
-    addresses = {"0.0.0.0": "127.0.0.1", "8000": str(web_port)}  # noqa: S104
-    web = [addresses.get(word, word) for word in services["web"]["command"]]
     configuration = (harness.ROOT / "config" / "chart" / "haproxy.cfg").read_text()
     file = folder / "haproxy.cfg"  # a name has one address here, where DNS would list containers
     file.write_text(configuration.replace("server-template ready 4", "server-template ready 1"))
@@ -227,7 +223,7 @@ def start_service(
     }
     commands = {
         "collector": web_command(collector_port),
-        "web": [sys.executable, "-m", *web],
+        "web": web_command(web_port),
         **worker_commands(),
         "proxy": [HAPROXY, "-f", str(file)],
     }
