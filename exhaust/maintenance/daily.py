@@ -54,7 +54,7 @@ def run_daily(now: datetime | None = None) -> bool:
             for count in runs.sweep():
                 daily_run.update(orphans_deleted=F("orphans_deleted") + count, renewed_at=Now())
         except storage.StorageError:
-            log.exception("archive.sweep_failed", day=day)  # the next day's run tries again
+            log.exception("archive.sweep_failed", day=str(day))  # the next day's run tries again
     for _ in retention.delete_expired_rejections():
         daily_run.update(renewed_at=Now())
     for _ in retention.delete_expired_jobs():
@@ -68,10 +68,10 @@ def run_daily(now: datetime | None = None) -> bool:
         for count in orphans.remove_all():
             daily_run.update(orphans_deleted=F("orphans_deleted") + count, renewed_at=Now())
     except storage.StorageError:
-        log.exception("daily_run.storage_failed", day=day)  # the next day's run tries again
+        log.exception("daily_run.storage_failed", day=str(day))  # the next day's run tries again
     hash_chain.digest_days(now)
     daily_run.update(finished_at=Now())
-    log.info("daily_run.finished", day=day)
+    log.info("daily_run.finished", day=str(day))
     return True
 
 
