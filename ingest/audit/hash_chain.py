@@ -49,7 +49,7 @@ def digest_days(now: datetime | None = None) -> int:
                 )
         except IntegrityError:  # another run was first
             return count
-        log.info("audit.day_digested", day=day, entries=entries, digest=digest)
+        log.info("audit.day_digested", day=str(day), entries=entries, digest=digest)
         day += _DAY
         count += 1
     return count
