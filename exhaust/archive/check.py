@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from django.db import connection
 from django.db.models import Sum
 
-from exhaust.archive import objects, runs, write
+from exhaust.archive import deletion, objects, write
 from exhaust.models import ArchiveFile, ArchiveRun, ArchiveState
 from ingest.feed.pruning import fetch_prune_state, get_pruned_position
 from ingest.feed.values import FeedPosition
@@ -22,7 +22,7 @@ def find_faults(*, is_reading: bool = False) -> Iterator[str]:
     Raises `StorageError`.
     """
     for state in ArchiveState.objects.order_by("pk"):
-        for file in runs.current_files(state.pk).iterator():
+        for file in deletion.current_files(state.pk).iterator():
             yield from _check_object(file, is_reading)
         yield from _check_positions(state)
     replaced = ArchiveFile.objects.filter(archive_until__isnull=False).order_by("pk")
@@ -30,7 +30,7 @@ def find_faults(*, is_reading: bool = False) -> Iterator[str]:
         yield f"{key}: is replaced, and its object is still to be deleted"
     keys = objects.list_keys()
     while batch := list(islice(keys, 500)):
-        for key in runs.find_unreferenced(batch):
+        for key in deletion.find_unreferenced(batch):
             yield f"{key}: no row names this object; the daily run deletes it"
 
 
@@ -66,7 +66,7 @@ def _check_positions(state: ArchiveState) -> Iterator[str]:
 def _check_rows(state: ArchiveState) -> Iterator[str]:
     """Compares counts, unless a file holds pruned events too: then there are more in the files."""
     pruned = get_pruned_position(fetch_prune_state(state.pk))
-    files = runs.current_files(state.pk).filter(table="events", last_xid__gt=pruned.xid)
+    files = deletion.current_files(state.pk).filter(table="events", last_xid__gt=pruned.xid)
     if files.filter(first_xid__lte=pruned.xid).exists():
         return
     archived_rows = files.order_by().aggregate(rows=Sum("row_count"))["rows"] or 0

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from django.db import transaction
 from django.db.models.functions import Now
 
-from exhaust.archive import device_filter, objects, runs, write
+from exhaust.archive import deletion, device_filter, objects, runs, write
 from exhaust.archive.lease import LEASE, Lease, RunLost, own_run
 from exhaust.archive.schema import ANSWERS, TABLES
 from exhaust.failpoints import trigger_failpoint
@@ -71,16 +71,16 @@ def _claim(channel_id: int) -> ArchiveRun | None:
 def _erase(
     run: ArchiveRun, device_id: str, record_rows: Callable[[int], None], lease: Lease
 ) -> int | None:
-    list(runs.delete_replaced(run.channel_id))
+    list(deletion.delete_replaced(run.channel_id))
     searched = 0
-    for file in runs.current_files(run.channel_id):
+    for file in deletion.current_files(run.channel_id):
         lease.require()
         searched += 1
         if _holds(file, device_id):
             _rewrite(run, file, device_id, record_rows, lease)
-            list(runs.delete_replaced(run.channel_id))
+            list(deletion.delete_replaced(run.channel_id))
             return None
-    list(runs.sweep(run.channel_id))
+    list(deletion.sweep(run.channel_id))
     lease.require()
     return searched
 
@@ -136,7 +136,7 @@ def _rewrite(
         if not own_run(run).update(lease_until=Now() + LEASE):
             raise RunLost
         old = ArchiveFile.objects.filter(pk=file.pk)
-        if not runs.replace_files(run.channel_id, old, new):
+        if not deletion.replace_files(run.channel_id, old, new):
             raise RunLost
         record_rows(erased_rows)
     trigger_failpoint("archive.swapped", run.channel_id)

@@ -8,7 +8,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from exhaust.archive import objects, runs
+from exhaust.archive import deletion, objects
 from exhaust.delivery import notices, pump
 from exhaust.files import orphans, storage
 from exhaust.maintenance import retention
@@ -51,7 +51,7 @@ def run_daily(now: datetime | None = None) -> bool:
         try:
             for count in retention.delete_pruned_archive():
                 daily_run.update(files_deleted=F("files_deleted") + count, renewed_at=Now())
-            for count in runs.sweep():
+            for count in deletion.sweep():
                 daily_run.update(orphans_deleted=F("orphans_deleted") + count, renewed_at=Now())
         except storage.StorageError:
             log.exception("archive.sweep_failed", day=str(day))  # the next day's run tries again

@@ -7,7 +7,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 
-from exhaust.archive import runs
+from exhaust.archive import deletion
 from exhaust.datasets import DATASETS
 from exhaust.delivery import batches, destinations
 from exhaust.files import storage
@@ -195,7 +195,7 @@ def delete_pruned_archive() -> Iterator[int]:
     Raises `storage.StorageError`; the next run goes on.
     """
     for channel_id in Channel.objects.order_by("id").values_list("pk", flat=True):
-        yield from runs.delete_pruned(channel_id)
+        yield from deletion.delete_pruned(channel_id)
 
 
 def is_being_read(channel_id: int) -> bool:

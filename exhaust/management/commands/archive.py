@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from exhaust.archive import objects, runs
+from exhaust.archive import deletion, objects, runs
 from exhaust.archive.lease import RunLost
 from exhaust.files.storage import StorageError
 from ingest.events import format_count
@@ -64,5 +64,5 @@ class Command(BaseCommand):
         self.stdout.write("The archive is whole.")
 
     def _drop(self, options: dict[str, Any]) -> None:
-        count = sum(runs.drop())
+        count = sum(deletion.drop())
         self.stdout.write(f"{format_count(count, 'file')} deleted.")

@@ -11,7 +11,7 @@ import pytest
 from django.db import OperationalError
 from django.db.models.functions import Now
 
-from exhaust.archive import check, erase, objects, runs
+from exhaust.archive import check, deletion, erase, objects, runs
 from exhaust.failpoints import REWRITING_FAILPOINTS
 from exhaust.files import storage
 from exhaust.models import ArchiveFile, ArchiveRun
@@ -273,7 +273,7 @@ def test_failed_swap_erases_nothing(archive: Archive, monkeypatch: pytest.Monkey
     """Counts and files change together."""
     archive_canary()
     monkeypatch.setattr(
-        runs, "replace_files", lambda *_: (_ for _ in ()).throw(OperationalError("lost"))
+        deletion, "replace_files", lambda *_: (_ for _ in ()).throw(OperationalError("lost"))
     )
     with pytest.raises(OperationalError):
         erasure.erase(make_channel().pk, CANARY, float("inf"))

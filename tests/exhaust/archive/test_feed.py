@@ -10,7 +10,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from exhaust.archive import event_rows, feed, objects, runs
+from exhaust.archive import deletion, event_rows, feed, objects, runs
 from exhaust.delivery import batches
 from exhaust.feed import pages
 from exhaust.feed.pages import FeedQuery, Page
@@ -245,7 +245,7 @@ def test_dropped_archive_is_made_up_for_by_rows(read_files: list[str]) -> None:
     expected = pages.read_page(query(), START, 100)
     read_files.clear()
 
-    list(runs.drop())
+    list(deletion.drop())
 
     assert pages.read_page(query(), START, 100) == expected
     assert read_files == []

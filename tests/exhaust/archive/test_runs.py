@@ -18,7 +18,7 @@ from django.db import OperationalError, connection
 from django.db.models.functions import Now
 
 from exhaust import tasks
-from exhaust.archive import check, lease, objects, runs, write
+from exhaust.archive import check, deletion, lease, objects, runs, write
 from exhaust.failpoints import ARCHIVE_FAILPOINTS
 from exhaust.files import storage
 from exhaust.jobs import wakeup
@@ -213,9 +213,9 @@ def test_killed_run_is_finished(name: str, archive: Archive, tmp_path: Path, set
     is_registered = name == "archive.registered"
     assert archived_ids() == (ids if is_registered else [])
     assert archive_all() is None
-    assert sum(runs.sweep()) == 0
+    assert sum(deletion.sweep()) == 0
     if not is_registered:
-        assert runs.find_unreferenced(sorted(archive.list_keys())) == []
+        assert deletion.find_unreferenced(sorted(archive.list_keys())) == []
 
     # when
     expire_lease()
@@ -223,7 +223,7 @@ def test_killed_run_is_finished(name: str, archive: Archive, tmp_path: Path, set
 
     # then every event is archived once, and the sweep leaves no object that no row names
     assert archived_ids() == archived_ids("answers") == ids
-    list(runs.sweep())
+    list(deletion.sweep())
     assert archive.list_keys() == set(ArchiveFile.objects.values_list("key", flat=True))
     assert ArchiveRun.objects.get().attempt == (1 if is_registered else 2)
     assert find_faults() == []
@@ -435,9 +435,9 @@ def test_sweep_deletes_only_own_orphans(each_archive: Archive):
     objects.store_blocks(foreign, iter([b"mine"]))
 
     assert len(find_faults()) == 2
-    assert sum(runs.sweep(run.channel_id)) == 1
+    assert sum(deletion.sweep(run.channel_id)) == 1
     assert each_archive.list_keys() == {*kept, other, foreign}
-    assert sum(runs.sweep()) == 1
+    assert sum(deletion.sweep()) == 1
     assert find_faults() == []
 
 
