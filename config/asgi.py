@@ -25,7 +25,7 @@ application = Application(
         Poller(_senders).find_handler,
         Redirects().find_handler,
     ],
-    WsgiBridge(AdmissionControl(django, _slots)),
+    WsgiBridge(AdmissionControl(django, _slots), _senders),
 )
 gc.collect()
 gc.freeze()  # the modules of the event loop too

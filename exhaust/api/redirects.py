@@ -11,8 +11,7 @@ from exhaust.jobs.polling import take_own_connection
 from ingest import metrics
 from ingest.adapters.base import OVERLOADED_DETAIL
 from ingest.collector.exchange import Handler, Reply, Request
-from ingest.collector.groups import GroupWorker, ShareFull, Shares
-from ingest.collector.intake import call_each
+from ingest.collector.groups import GroupWorker, ShareFull, Shares, call_each
 from ingest.limits import rate_limits, token_bucket
 from ingest.limits.admission import next_retry_seconds
 

@@ -5,11 +5,11 @@ import hmac
 import re
 import secrets
 import string
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from django.conf import settings
 from django.db import connection, transaction
@@ -53,6 +53,11 @@ class Caller:
     def require(self, scope: str) -> None:
         if scope not in self.scopes:
             raise AccessDenied("forbidden", f"This key lacks the scope '{scope}'.", 403)
+
+    def list_channel_ids(self, requested: str | None) -> list[int]:
+        """Returns the id of the channel in `X-Channel-ID`, or all where that names none of them."""
+        channel_id = self.channels.get(requested or "")
+        return list(self.channels.values()) if channel_id is None else [channel_id]
 
     def resolve_channel(self, requested: str | None) -> tuple[int, str]:
         """Returns (id, identifier) of the channel in `X-Channel-ID`, or of the only one.
@@ -227,13 +232,17 @@ def _is_in_networks(address: str, networks: str) -> bool:
 
 LAST_USED_RESOLUTION = timedelta(minutes=1)  # at most one write a key in this time
 _KEY_SQL = """
-SELECT k.id, k.name, k.digest, k.scopes, k.last_used_at IS NULL OR k.last_used_at < %s,
-       c.identifier, c.id, k.networks
+SELECT k.public_id, k.id, k.name, k.digest, k.scopes,
+       k.last_used_at IS NULL OR k.last_used_at < %s, c.identifier, c.id, k.networks
 FROM ingest_apikey k
 LEFT JOIN ingest_apikey_channels kc ON kc.apikey_id = k.id
 LEFT JOIN ingest_channel c ON c.id = kc.channel_id
-WHERE k.public_id = %s AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > %s)
+WHERE k.public_id {} AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > %s)
 """
+_ONE = "= %s"
+# a plan that PostgreSQL keeps: docs/decisions/0067-statements-of-the-loop-keep-one-plan.md
+_MANY = "= ANY(ARRAY(SELECT unnest(%s::text[])))"
+DENIED = "exhaust.denied"  # in WSGI's environ: the error of a key that the event loop has checked
 
 
 @dataclass(frozen=True)
@@ -252,6 +261,8 @@ def authenticate(request: HttpRequest | Request) -> Caller:
     (429).
     """
     plain = request._request if isinstance(request, Request) else request
+    if denied := plain.META.get(DENIED):
+        raise denied
     verified = verify_key(plain, read_key(request))
     set_actor(request, verified.caller.name, verified.public_id)
     rate_limits.count_timed_call(plain, f"key:{verified.caller.key_id}")
@@ -268,8 +279,19 @@ def read_key(request: HttpRequest | Request | HttpMessage) -> str:
 
 def verify_key(request: HttpMessage, text: str) -> VerifiedKey:
     """Returns the key of that text. Raises as `authenticate` does, and counts the failure."""
-    with rate_limits.throttle_auth_failures(request, text):
-        return _verify_key(request, text)
+    (outcome,) = verify_keys([KeyCheck(request, text)])
+    if isinstance(outcome, RequestError):
+        raise outcome
+    return outcome
+
+
+def is_well_formed(text: str) -> bool:
+    """Returns whether a text can be a key, without a look at the database."""
+    return (
+        text.startswith(_PREFIX)
+        and text.isascii()
+        and _compute_checksum(text[len(_PREFIX) : -_CHECKSUM_LENGTH]) == text[-_CHECKSUM_LENGTH:]
+    )
 
 
 def is_allowed_from(verified: VerifiedKey, request: HttpMessage) -> bool:
@@ -279,39 +301,93 @@ def is_allowed_from(verified: VerifiedKey, request: HttpMessage) -> bool:
     )
 
 
-def _verify_key(request: HttpMessage, text: str) -> VerifiedKey:
-    if not text or not text.isascii():
-        raise AccessDenied(
-            "unauthorized", "Send the key as Authorization: Bearer or X-API-Key.", 401
-        )
+class KeyCheck(NamedTuple):
+    """A key to verify, and the request that carries it."""
+
+    request: HttpMessage
+    text: str
+
+
+def verify_keys(checks: Sequence[KeyCheck]) -> list[VerifiedKey | RequestError]:
+    """Returns for each what `verify_key` returns or raises. One statement reads all keys."""
+    outcomes: list[VerifiedKey | RequestError | None] = [None] * len(checks)
+    for place, check in enumerate(checks):
+        try:
+            rate_limits.check_blocked(*check)
+            if not check.text or not check.text.isascii():
+                detail = "Send the key as Authorization: Bearer or X-API-Key."
+                raise AccessDenied("unauthorized", detail, 401)
+        except RequestError as error:
+            outcomes[place] = error
     now = read_clock()
-    adapt_datetime = connection.ops.adapt_datetimefield_value
-    rows = fetch_all(
-        _KEY_SQL,
-        [adapt_datetime(now - LAST_USED_RESOLUTION), _extract_public_id(text), adapt_datetime(now)],
-    )
-    digest = rows[0][2] if rows else ""
+    unchecked = [place for place, outcome in enumerate(outcomes) if outcome is None]
+    found = _fetch_keys({_extract_public_id(checks[place].text) for place in unchecked}, now)
+    used: dict[int, str] = {}  # texts of the keys whose last use is to be written
+    for place in unchecked:
+        request, text = checks[place]
+        rows = found.get(_extract_public_id(text), [])
+        try:
+            outcomes[place] = verified = _verify_key(request, text, rows)
+        except AccessDenied as error:
+            outcomes[place] = error
+        else:
+            rate_limits.note_verified(text)
+            if rows[0][5]:
+                used[verified.caller.key_id] = text
+    _write_last_use(used, now)
+    denied = [place for place, each in enumerate(outcomes) if isinstance(each, AccessDenied)]
+    blocked = rate_limits.count_auth_failures([checks[place].request for place in denied])
+    for place, limited in zip(denied, blocked, strict=True):
+        outcomes[place] = limited or outcomes[place]
+    return outcomes  # type: ignore[return-value] # each has one by now
+
+
+def _fetch_keys(public_ids: Collection[str], now: datetime) -> dict[str, list[tuple[Any, ...]]]:
+    """Returns the rows of the keys that can be used, one for each channel, by public id."""
+    if not public_ids:
+        return {}
+    condition: str
+    parameter: list[Any]
+    if len(public_ids) == 1:
+        condition, parameter = _ONE, list(public_ids)
+    elif connection.vendor == "postgresql":
+        condition, parameter = _MANY, [list(public_ids)]
+    else:
+        condition, parameter = f"IN ({', '.join(['%s'] * len(public_ids))})", list(public_ids)
+    when = connection.ops.adapt_datetimefield_value
+    parameters = [when(now - LAST_USED_RESOLUTION), *parameter, when(now)]
+    rows: dict[str, list[tuple[Any, ...]]] = {}
+    for row in fetch_all(_KEY_SQL.format(condition), parameters):
+        rows.setdefault(row[0], []).append(row)
+    return rows
+
+
+def _verify_key(request: HttpMessage, text: str, rows: Sequence[tuple[Any, ...]]) -> VerifiedKey:
+    """Returns the key of these rows. Raises `AccessDenied`, and tells the audit log."""
     # compared for an unknown id too, so that timing tells nothing
-    if not verify_secret(digest, text) or not rows:
+    if not verify_secret(rows[0][3] if rows else "", text) or not rows:
         failures.count_failure("key.rejected", request)
         raise AccessDenied("unauthorized", "The key is unknown, expired or revoked.", 401)
-    key_id, name, _, scopes, is_last_use_old, _, _, networks = rows[0]
-    verified = VerifiedKey(
-        Caller(
-            key_id=key_id,
-            name=name,
-            scopes=frozenset(scopes.split()),
-            channels={row[5]: row[6] for row in rows if row[5] is not None},
-        ),
-        _extract_public_id(text),
-        networks,
-    )
+    public_id, key_id, name, _, scopes, _, _, _, networks = rows[0]
+    channels = {row[6]: row[7] for row in rows if row[6] is not None}
+    caller = Caller(key_id, name, frozenset(scopes.split()), channels)
+    verified = VerifiedKey(caller, public_id, networks)
     if not is_allowed_from(verified, request):
         failures.count_failure("key.rejected", request)
         raise AccessDenied("forbidden", "This key may not be used from this address.", 403)
-    if is_last_use_old:  # the digest moves to the newest pepper
-        ApiKey.objects.filter(pk=key_id).update(last_used_at=now, digest=_digest_secret(text))
     return verified
+
+
+def _write_last_use(texts: dict[int, str], now: datetime) -> None:
+    """Writes when keys were used, in one commit. The digest moves to the newest pepper."""
+    if not texts:
+        return
+    when = connection.ops.adapt_datetimefield_value(now)
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "UPDATE ingest_apikey SET last_used_at = %s, digest = %s WHERE id = %s",
+            [(when, _digest_secret(text), key_id) for key_id, text in sorted(texts.items())],
+        )
 
 
 def set_actor(request: HttpRequest | Request, name: str, key: str = "") -> None:
@@ -336,8 +412,7 @@ class KeyAuthentication(BaseAuthentication):
 
     def authenticate(self, request: HttpRequest | Request) -> tuple[Caller, None]:
         caller = authenticate(request)
-        channel_id = caller.channels.get(request.headers.get("X-Channel-ID", ""))
-        channel_ids = list(caller.channels.values()) if channel_id is None else [channel_id]
+        channel_ids = caller.list_channel_ids(request.headers.get("X-Channel-ID"))
         session.restrict_to_channels(channel_ids)
         admission.note_caller(request.META, channel_ids)
         return caller, None

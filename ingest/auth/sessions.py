@@ -3,6 +3,7 @@
 A reader of the database finds no cookie there, and a backup opens no session.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -75,6 +76,16 @@ def describe_browser(request: HttpRequest) -> None:
     """Notes in the session which browser signed in, and from which network."""
     request.session["device"] = request.headers.get("User-Agent", "")[:200]
     request.session["address"] = audit.truncate_address(token_bucket.get_client_address(request))
+
+
+def find_signed_in(session_keys: Sequence[str]) -> list[bool]:
+    """Returns for each cookie whether it is the session of an active user, by one statement."""
+    hashes = [hash_key(session_key) for session_key in session_keys]
+    rows = BrowserSession.objects.filter(
+        session_key__in=hashes, expire_date__gt=read_clock(), user__is_active=True
+    )
+    found = set(rows.values_list("session_key", flat=True))
+    return [each in found for each in hashes]
 
 
 def end_sessions(user: Any, *, except_key: str | None = None) -> int:

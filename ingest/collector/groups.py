@@ -8,9 +8,10 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from django.db import connections
+from django.db import DatabaseError, InterfaceError, connection, connections
 
 from ingest.db import outages
+from ingest.db.prepared import retry_if_lost
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -316,6 +317,19 @@ class InlineWorker(Generic[Item, Result]):
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+
+def call_each(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Returns for each call its result or its error."""
+    outcomes: list[Any] = []
+    for call in calls:
+        try:
+            outcomes.append(retry_if_lost(call))
+        except Exception as error:  # the caller's own
+            outcomes.append(error)
+            if isinstance(error, DatabaseError | InterfaceError):
+                connection.close_if_unusable_or_obsolete()
+    return outcomes
 
 
 def run_inline(coroutine: Any) -> Any:

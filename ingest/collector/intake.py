@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import msgspec
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, connection
+from django.db import DatabaseError, InterfaceError
 from msgspec import structs
 
 from ingest import logs, metrics
@@ -26,11 +26,11 @@ from ingest.collector.groups import (
     LoopWorker,
     ShareFull,
     Shares,
+    call_each,
 )
-from ingest.collector.senders import Sender, Senders
+from ingest.collector.senders import GROUP_COST, Lookup, Sender, Senders
 from ingest.collector.writer import LoopWriter
 from ingest.db.clock import read_clock
-from ingest.db.prepared import retry_if_lost
 from ingest.events import Batch, Call, RequestError, StoreResult
 from ingest.limits import rate_limits, token_bucket
 from ingest.limits.admission import next_retry_seconds
@@ -303,31 +303,28 @@ def _reject_overload(endpoint: Endpoint) -> Response:
 # The threads -------------------------------------------------------------------------------------
 
 
-def call_each(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    outcomes: list[Any] = []
-    for call in calls:
-        try:
-            outcomes.append(retry_if_lost(call))
-        except Exception as error:  # the caller's own
-            outcomes.append(error)
-            if isinstance(error, DatabaseError | InterfaceError):
-                connection.close_if_unusable_or_obsolete()
-    return outcomes
-
-
-def _look_up(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    outcomes = call_each(calls)
+def look_up(lookups: Sequence[Lookup]) -> list[Any]:
+    """Answers all lookups of a kind together."""
+    outcomes: list[Any] = [None] * len(lookups)
+    kinds: dict[Any, list[int]] = {}
+    for place, lookup in enumerate(lookups):
+        kinds.setdefault(lookup.work, []).append(place)
+    for work, places in kinds.items():
+        (found,) = call_each([partial(work, [lookups[place].item for place in places])])
+        if isinstance(found, Exception):
+            found = [found] * len(places)
+        for place, outcome in zip(places, found, strict=True):
+            outcomes[place] = outcome
     failures.flush_when_due()
     return outcomes
 
 
-LOOKUPS = 4  # that are answered together, one after the other: no more wait for a first one
 POOLED_CONNECTIONS = 2  # held by the threads of a collector: lookups, writer
 
 
 def build_senders() -> Senders:
     """Returns the senders of a server's process, with the threads that look up and count them."""
-    lookups = GroupWorker("lookups", _look_up, LOOKUPS)
+    lookups = GroupWorker("lookups", look_up, GROUP_COST)
     return Senders(lookups, GroupWorker("counter", rate_limits.count_waiting), FreshCache())
 
 
@@ -346,6 +343,6 @@ def build_collector(senders: Senders) -> Collector:
 def build_inline_collector() -> Collector:
     """Returns a collector that does all in the calling thread, for `run_inline`."""
     writer = InlineWorker(batches.append_batches)
-    senders = Senders(InlineWorker(call_each), InlineWorker(rate_limits.count_waiting), NoCache())
+    senders = Senders(InlineWorker(look_up), InlineWorker(rate_limits.count_waiting), NoCache())
     parser = InlineWorker(call_each)
     return Collector(senders, parser, parser, writer, writer)

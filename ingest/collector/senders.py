@@ -1,24 +1,34 @@
 """Who sends: the key or the application of a request, from memory or from the database."""
 
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ingest.adapters.base import Adapter, AddressLimit, Credential
 from ingest.audit import Actor, truncate_address
-from ingest.auth import failures, keys
-from ingest.auth.keys import AccessDenied, RegisteredApplication
+from ingest.auth import failures, keys, sessions
+from ingest.auth.keys import AccessDenied, KeyCheck, RegisteredApplication, VerifiedKey
 from ingest.auth.origins import Origins, fetch_origins
 from ingest.collector.exchange import Request
 from ingest.collector.fresh import FreshCache, NoCache
-from ingest.collector.groups import GroupWorker, InlineWorker, Shares
+from ingest.collector.groups import GroupWorker, InlineWorker, Shares, call_each
 from ingest.events import Call
 from ingest.limits import rate_limits, token_bucket
 from ingest.limits.rate_limits import CountedCall, Limit
 
-Lookups = GroupWorker[Callable[[], Any], Any] | InlineWorker[Callable[[], Any], Any]
+
+class Lookup(NamedTuple):
+    """What has to be asked of the database. `work` answers all such items that wait, together."""
+
+    work: Callable[[Sequence[Any]], Sequence[Any]]
+    item: Any
+
+
+Lookups = GroupWorker[Lookup, Any] | InlineWorker[Lookup, Any]
 Counter = GroupWorker[CountedCall, float] | InlineWorker[CountedCall, float]
 MAX_WAITING = 256  # of one address, whose key is looked up
+GROUP_COST = 64  # of lookups that are answered together: no more wait for a first one
+SINGLE_COST = 16  # of one that has a statement of its own
 
 
 class Sender(NamedTuple):
@@ -54,11 +64,13 @@ class Senders:
         self._lookups.close()
         self._counter.close()
 
-    async def look_up(self, address: str, load: Callable[[], Any]) -> Any:
-        """Returns the result of a call that asks the database. Raises `ShareFull`."""
+    async def look_up(self, request: Request, lookup: Lookup) -> Any:
+        """Returns the result of a lookup, in turns by address. Raises `ShareFull`."""
+        address = token_bucket.get_client_network(request)
+        cost = SINGLE_COST if lookup.work is call_each else 1
         self._waiting.add(address, 1)
         try:
-            return await self._lookups.run(address, load)
+            return await self._lookups.run(address, lookup, cost)
         finally:
             self._waiting.remove(address, 0)
 
@@ -83,16 +95,14 @@ class Senders:
             application=application,
         )
 
-    async def verify_key(self, request: Request) -> keys.VerifiedKey:
+    async def verify_key(self, request: Request) -> VerifiedKey:
         """Returns the key of a request, at most a second old."""
         text = keys.read_key(request)
 
-        async def load() -> keys.VerifiedKey:
+        async def load() -> VerifiedKey:
             rate_limits.check_blocked(request, text)
-            address = token_bucket.get_client_network(request)
-            verified: keys.VerifiedKey = await self.look_up(
-                address, lambda: keys.verify_key(request, text)
-            )
+            lookup = Lookup(keys.verify_keys, KeyCheck(request, text))
+            verified: VerifiedKey = await self.look_up(request, lookup)
             return verified
 
         verified = await self._cache.get(text, load)
@@ -100,12 +110,14 @@ class Senders:
             verified = await load()  # which counts the failure
         return verified
 
+    async def is_signed_in(self, request: Request, cookie: str) -> bool:
+        """Returns whether a cookie is the session of an active user. Raises `ShareFull`."""
+        return bool(await self.look_up(request, Lookup(sessions.find_signed_in, cookie)))
+
     async def find_origins(self, request: Request) -> Origins:
         """Returns the origins of pages that may send, at most a second old. Raises `ShareFull`."""
-        address = token_bucket.get_client_network(request)
-        known: Origins = await self._cache.get(
-            Origins, lambda: self.look_up(address, fetch_origins)
-        )
+        lookup = Lookup(call_each, fetch_origins)
+        known: Origins = await self._cache.get(Origins, lambda: self.look_up(request, lookup))
         return known
 
     async def _find_application(
@@ -126,8 +138,8 @@ class Senders:
 
         async def load() -> RegisteredApplication:
             rate_limits.check_blocked(request, credential)
-            address = token_bucket.get_client_network(request)
-            application: RegisteredApplication = await self.look_up(address, find_throttled)
+            lookup = Lookup(call_each, find_throttled)
+            application: RegisteredApplication = await self.look_up(request, lookup)
             return application
 
         return await self._cache.get((adapter.credential, credential), load)
@@ -159,7 +171,7 @@ class Senders:
                 failures.count_failure("application.rejected", request)
                 raise AccessDenied("forbidden", "The cookie is not this application's.", 403)
 
-        await self.look_up(token_bucket.get_client_network(request), reject)
+        await self.look_up(request, Lookup(call_each, reject))
 
 
 def _find_by_id(request: Request, identifier: str) -> RegisteredApplication:

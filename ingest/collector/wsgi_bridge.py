@@ -9,9 +9,15 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from django.conf import settings
+from django.db import DatabaseError, InterfaceError
 
+from ingest.auth import keys
+from ingest.auth.keys import AccessDenied
 from ingest.collector.exchange import Request
 from ingest.collector.groups import ShareFull, Shares
+from ingest.collector.senders import Senders
+from ingest.events import RequestError
+from ingest.limits import admission
 from ingest.limits.admission import MAX_BODY_BYTES, build_overload, identify_caller
 
 CALLER_REQUESTS, CALLER_BYTES = 1_000, 16 * 1024 * 1024  # in progress, of a channel in a process
@@ -64,10 +70,11 @@ class Answer(NamedTuple):
 
 
 class WsgiBridge:
-    """Answers requests with a WSGI application."""
+    """Answers requests with a WSGI application, whose callers `senders` looks up."""
 
-    def __init__(self, app: WsgiApp) -> None:
+    def __init__(self, app: WsgiApp, senders: Senders) -> None:
         self._app = app
+        self._senders = senders
         self._shares = Shares(CALLER_REQUESTS, CALLER_BYTES, TOTAL_REQUESTS, TOTAL_BYTES)
         address = urlsplit(settings.EXHAUST_PUBLIC_URL)
         self._server = address.hostname or "", str(address.port or 80)
@@ -79,6 +86,8 @@ class WsgiBridge:
         too large.
         """
         environ = self._build_environ(request)
+        if name := admission.find_unknown_name(environ):
+            await self._introduce(name, request, environ)
         caller = identify_caller(environ).owner
         size = 0
 
@@ -107,6 +116,28 @@ class WsgiBridge:
             return Answer(503, *build_overload(environ))
         finally:
             self._shares.remove(caller, size)
+
+    async def _introduce(self, name: str, request: Request, environ: dict[str, Any]) -> None:
+        """Looks up a key or a session that this process has not met, in a group of all that wait.
+
+        So its first call is not one of a stranger's, who have one slot together.
+        """
+        kind, _, credential = name.partition(" ")
+        try:
+            if kind == "session":
+                if not await self._senders.is_signed_in(request, credential):
+                    return
+                admission.note_caller(environ)
+            elif keys.is_well_formed(keys.read_key(request)):  # else Django denies it
+                caller = (await self._senders.verify_key(request)).caller
+                channel_ids = caller.list_channel_ids(request.headers.get("X-Channel-ID"))
+                admission.note_caller(environ, channel_ids)
+        except AccessDenied as error:
+            environ[keys.DENIED] = error  # it is counted, and Django needs not look again
+        except (RequestError, ShareFull, DatabaseError, InterfaceError):
+            pass  # Django finds the same, in a stranger's slot
+        else:
+            admission.remember_caller(environ)
 
     def _build_environ(self, request: Request) -> dict[str, Any]:
         environ = {

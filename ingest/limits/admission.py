@@ -2,8 +2,8 @@
 
 A slot stands for a connection to the database, so no request waits for a connection. One caller has
 at most half of the slots, and so have all callers of a channel together. All callers without an
-identity have one. Nothing is looked up: a caller is one that the process has authenticated by
-the same key or session before.
+identity have one. Nothing is looked up here: a caller is one that the process has authenticated
+by the same key or session before, or that `WsgiBridge` has introduced.
 """
 
 import threading
@@ -74,6 +74,14 @@ def identify_caller(environ: Environ) -> Caller:
     return Caller(f"network {token_bucket.find_network(address)}", is_anonymous=True)
 
 
+def find_unknown_name(environ: Environ) -> str:
+    """Returns "key TEXT" or "session COOKIE" that was never authenticated here; "" for none."""
+    if environ["PATH_INFO"] in PROBE_PATHS:
+        return ""
+    name = _read_name(environ)
+    return "" if not name or _known_channels.get(hash(name)) else name
+
+
 def _read_name(environ: Environ) -> str:
     """Returns the key or the session of a request, "" for neither."""
     if DOWNLOAD_PATH in environ["PATH_INFO"]:  # there the link is the right
@@ -91,7 +99,7 @@ def note_caller(environ: Environ, channel_ids: Collection[int] = ()) -> None:
     (environ[_CHANNEL],) = channel_ids if len(channel_ids) == 1 else (_NO_CHANNEL,)
 
 
-def _remember_caller(environ: Environ) -> None:
+def remember_caller(environ: Environ) -> None:
     """Keeps what `note_caller` noted, for the next request."""
     channel: int | None = environ.get(_CHANNEL)
     name = _read_name(environ)
@@ -251,7 +259,7 @@ class AdmissionControl:
                 return reject_overloaded(environ, start)
             try:
                 response = self._app(environ, start)
-                _remember_caller(environ)
+                remember_caller(environ)
                 if not streams.is_claimed() or not getattr(response, "streaming", True):
                     return _read_whole(response)
                 connections.close_all()  # a stream needs none, and may last

@@ -317,25 +317,44 @@ def throttle_auth_failures(request: HttpMessage, credential: str) -> Iterator[No
     An address with too many failures is blocked for a while and gets `RateLimited`. A credential
     that was accepted before still passes.
     """
-    if not settings.EXHAUST_RATE_LIMIT_MULTIPLIER:
-        yield
-        return
     check_blocked(request, credential)
-    address = token_bucket.get_client_network(request)
-    limit = AUTH_FAILURES.scale()
     try:
         yield
     except Exception as error:
         if getattr(error, "status", 0) not in {401, 403}:
             raise
-        wait_seconds = token_bucket.take(f"{limit.name}:{address}", limit.rate, limit.burst)
-        if not wait_seconds:
+        (blocked,) = count_auth_failures([request])
+        if blocked is None:
             raise
-        blocked_addresses.put(address, time.monotonic() + wait_seconds)
-        request.rate_limit_state = limit, wait_seconds, wait_seconds  # type: ignore[attr-defined]
-        raise RateLimited("Too many failures from this address; wait.") from None
+        raise blocked from None
+    note_verified(credential)
+
+
+def count_auth_failures(requests: Sequence[HttpMessage]) -> list[RateLimited | None]:
+    """Counts failed authentication, by two trips to Redis for all.
+
+    Returns for each the error of an address that is blocked now, None for others.
+    """
+    outcomes: list[RateLimited | None] = [None] * len(requests)
+    if not requests or not settings.EXHAUST_RATE_LIMIT_MULTIPLIER:
+        return outcomes
+    limit = AUTH_FAILURES.scale()
+    addresses = [token_bucket.get_client_network(request) for request in requests]
+    spent = token_bucket.spend_all(
+        [Take(f"{limit.name}:{address}", limit.rate, limit.burst) for address in addresses]
+    )
+    for place, (wait_seconds, _) in enumerate(spent):
+        if wait_seconds:
+            blocked_addresses.put(addresses[place], time.monotonic() + wait_seconds)
+            requests[place].rate_limit_state = limit, wait_seconds, wait_seconds  # type: ignore[attr-defined]
+            outcomes[place] = RateLimited("Too many failures from this address; wait.")
+    return outcomes
+
+
+def note_verified(credential: str) -> None:
+    """Notes that a credential was accepted: it passes also where its address is blocked."""
     digest = _digest(credential)
-    if not verified_credentials.get(digest):
+    if settings.EXHAUST_RATE_LIMIT_MULTIPLIER and not verified_credentials.get(digest):
         verified_credentials.put(digest, 1.0)
 
 

@@ -143,7 +143,7 @@ def test_key_use_recorded_once_a_minute():
         first = ApiKey.objects.get().last_used_at
         authenticate_with(key)
 
-    assert sum(query["sql"].startswith("UPDATE") for query in written) == 1
+    assert sum("UPDATE" in query["sql"] for query in written) == 1
     assert ApiKey.objects.get().last_used_at == first
     ApiKey.objects.update(last_used_at=first - timedelta(seconds=61))
     authenticate_with(key)

@@ -5,14 +5,17 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 from django.test import Client, RequestFactory
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from ingest.auth import keys
-from ingest.auth.keys import AccessDenied
-from ingest.models import ApiKey, AuditEvent
+from ingest.auth import keys, sessions
+from ingest.auth.keys import AccessDenied, KeyCheck, VerifiedKey
+from ingest.models import ApiKey, AuditEvent, BrowserSession
 from tests.conftest import bearer, make_channel, make_key
 
 pytestmark = pytest.mark.django_db
@@ -271,3 +274,40 @@ def test_duplicate_credential_is_rejected(headers: dict[str, str]):
     with pytest.raises(AccessDenied) as caught:
         keys.authenticate(RequestFactory().get("/", headers=sent))
     assert caught.value.status == 401
+
+
+def test_keys_are_verified_together(rf: RequestFactory):
+    texts = [make_key("pull", channels=("ORG_001", f"ORG_{n:03}")) for n in range(2, 5)]
+    bound = make_key("pull", networks="203.0.113.0/24")
+    ApiKey.objects.filter(public_id=texts[1][4:12]).update(revoked_at=timezone.now())
+    wrong = texts[0][:-1] + ("b" if texts[0][-1] == "a" else "a")
+    checks = [KeyCheck(rf.get("/"), text) for text in (*texts, wrong, bound, "", "ключ", texts[0])]
+
+    with CaptureQueriesContext(connection) as written:
+        outcomes = keys.verify_keys(checks)
+
+    names = [sorted(each.caller.channels) for each in outcomes if isinstance(each, VerifiedKey)]
+    assert names == [["ORG_001", "ORG_002"], ["ORG_001", "ORG_004"], ["ORG_001", "ORG_002"]]
+    statuses = [each.status for each in outcomes if isinstance(each, AccessDenied)]
+    assert statuses == [401, 401, 403, 401, 401]
+    used = ApiKey.objects.exclude(last_used_at=None).values_list("public_id", flat=True)
+    assert set(used) == {texts[0][4:12], texts[2][4:12]}
+    statements = [each for each in written if "ingest_apikey" in each["sql"]]
+    assert len(statements) <= 2  # the lookup is counted on SQLite only
+    assert [keys.is_well_formed(each) for each in (texts[0], wrong, "", "exh_", "ключ")] == [
+        True, False, False, False, False,
+    ]  # fmt: skip
+
+
+def test_sessions_of_active_users_are_found():
+    cookies = []
+    for name in ("asha", "ben", "chitra"):
+        browser = Client()
+        browser.force_login(get_user_model().objects.create_user(name))
+        cookies.append(browser.cookies[settings.SESSION_COOKIE_NAME].value)
+    get_user_model().objects.filter(username="ben").update(is_active=False)
+    BrowserSession.objects.filter(user__username="chitra").update(expire_date=timezone.now())
+
+    assert sessions.find_signed_in([*cookies, "made-up", cookies[0]]) == [
+        True, False, False, False, True,
+    ]  # fmt: skip

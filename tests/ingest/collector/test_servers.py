@@ -1,8 +1,10 @@
 import asyncio
 import json
 import signal
+import threading
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from typing import Any
 
 import psycopg
@@ -15,13 +17,17 @@ from ingest.auth import keys
 from ingest.collector import exchange, intake
 from ingest.collector.groups import run_inline
 from ingest.collector.intake import build_collector, build_senders
+from ingest.collector.senders import MAX_WAITING
 from ingest.collector.servers import Application, is_secure
 from ingest.collector.wsgi_bridge import WsgiBridge
 from ingest.db.pool import Unavailable
+from ingest.limits import admission, rate_limits
+from ingest.limits.rate_limits import RecentValues
 from ingest.models import ApiKey, RejectedEvent, StoredEvent
 from ingest.store import batches
 from tests.conftest import bearer, make_channel, make_key
 from tests.ingest.collector.asgi_client import Answer, call
+from tests.ingest.collector.test_wsgi_bridge import make_guess
 from tests.ingest.telemetry_samples import answer, encode_batch
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -34,7 +40,7 @@ collector = build_collector(build_senders())
 def app() -> Any:
     from config.wsgi import application as django
 
-    return Application([collector.find_handler], WsgiBridge(django))
+    return Application([collector.find_handler], WsgiBridge(django, build_senders()))
 
 
 def run_on_loop(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -380,6 +386,71 @@ def test_unknown_host_is_refused(app: Any, caplog: pytest.LogCaptureFixture):
     assert "ALLOWED_HOSTS" in caplog.text
 
 
+# A process that has just started -----------------------------------------------------------------
+
+
+@pytest.fixture
+def lookups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Keys of each statement that looks for keys of a process that knows none."""
+    monkeypatch.setattr(admission, "_known_channels", RecentValues())
+    monkeypatch.setattr(admission, "MAX_WAIT_SECONDS", 10.0)  # of a slow machine
+    counts: list[int] = []
+    fetch = keys._fetch_keys
+
+    def count(public_ids: Collection[str], *more: Any) -> Any:
+        if threading.current_thread().name == "lookups":
+            counts.append(len(public_ids))
+        return fetch(public_ids, *more)
+
+    monkeypatch.setattr(keys, "_fetch_keys", count)
+    return counts
+
+
+LIST = ("GET", "/dataset/v1/request/list/none", b"")
+
+
+def test_first_calls_of_many_keys_are_served(app: Any, lookups: list[int]):
+    texts = [make_key("export:response", channels=(f"ORG_{n}",)) for n in range(20)]
+
+    answers = send(app, *((*LIST, list(bearer(each).items())) for each in texts))
+
+    assert Counter(each.status for each in answers) == {200: 20}
+    assert sum(lookups) == 20
+    assert len(lookups) <= 5
+
+
+def test_guesses_leave_the_first_call_of_a_key(app: Any, lookups: list[int], settings: Any):
+    settings.EXHAUST_BEHIND_PROXY = 1
+    good = bearer(make_key("export:response"))
+    guesses = [
+        (*LIST, [("x-api-key", make_guess(n)), ("x-forwarded-for", "198.51.100.1")])
+        for n in range(500)
+    ]
+
+    *denied, answer = send(
+        app, *guesses, (*LIST, [*good.items(), ("x-forwarded-for", "192.0.2.8")])
+    )
+
+    assert answer.status == 200
+    assert {each.status for each in denied} <= {401, 429, 503}
+    assert sum(lookups) <= MAX_WAITING + 1  # the others of one network are not looked up
+
+
+def test_guess_is_counted_once(app: Any, monkeypatch: pytest.MonkeyPatch):
+    counted: list[int] = []
+    monkeypatch.setattr(
+        rate_limits,
+        "count_auth_failures",
+        lambda requests: counted.append(len(requests)) or [None] * len(requests),
+    )
+
+    (denied,) = send(app, (*LIST, [("x-api-key", make_guess(1))]))
+
+    assert denied.status == 401
+    assert json.loads(denied.body)["responseCode"] == "UNAUTHORIZED"
+    assert sum(counted) == 1
+
+
 # Shares ------------------------------------------------------------------------------------------
 
 
@@ -388,7 +459,7 @@ def test_full_channel_is_refused_and_others_are_served(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(intake, "CHANNEL_REQUESTS", 1)
     busy = build_collector(build_senders())
-    app = Application([busy.find_handler], WsgiBridge(django))
+    app = Application([busy.find_handler], WsgiBridge(django, build_senders()))
     here, there = key_headers(), key_headers(channels=("ORG_002",))
     of_other = answer(1)
     of_other["context"]["channel"] = "ORG_002"
@@ -425,7 +496,7 @@ def test_outsider_leaves_half_to_the_channel(monkeypatch: pytest.MonkeyPatch):
     keys.create_application("shop", make_channel())
     monkeypatch.setattr(intake, "CHANNEL_REQUESTS", 2)
     busy = build_collector(build_senders())
-    app = Application([busy.find_handler], WsgiBridge(django))
+    app = Application([busy.find_handler], WsgiBridge(django, build_senders()))
     headers, collect = key_headers(), ("POST", "/collect?appId=shop")
 
     async def run() -> list[Answer]:

@@ -5,15 +5,25 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.test import Client
 
+from ingest.auth import keys
+from ingest.auth.keys import AccessDenied
 from ingest.collector import wsgi_bridge
 from ingest.collector.exchange import Request
+from ingest.collector.intake import build_senders
 from ingest.collector.wsgi_bridge import Answer, WsgiBridge
 from ingest.limits import admission
+from ingest.limits.admission import Caller, identify_caller
+from ingest.limits.rate_limits import RecentValues
+from tests.conftest import make_channel, make_key
 
 
 class Headers(dict[str, str]):
-    pass
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(name.lower(), default)
 
 
 class Upload(Request):
@@ -53,7 +63,7 @@ def bridge(environs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> W
         start("200 OK", [])
         return [environ["wsgi.input"].read()]
 
-    return WsgiBridge(answer)
+    return WsgiBridge(answer, build_senders())
 
 
 def test_body_is_whole_and_freed(bridge: WsgiBridge, environs: list[dict[str, Any]]):
@@ -114,3 +124,61 @@ def test_too_large_body_is_not_read(
 
     assert asyncio.run(call()).body == b""
     assert environs[0]["CONTENT_LENGTH"] == str(wsgi_bridge.MAX_BODY_BYTES + 1)
+
+
+# The first call of a caller -----------------------------------------------------------------------
+
+
+def make_guess(number: int) -> str:
+    """Returns a text of the form of a key."""
+    text = f"exh_{number:08}_{'x' * 43}"
+    return text + keys._compute_checksum(text[4:])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_first_call_is_not_a_strangers(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(admission, "_known_channels", RecentValues())
+    user, browser, failures = get_user_model().objects.create_user("asha"), Client(), []
+    browser.force_login(user)
+    cookie = browser.cookies[settings.SESSION_COOKIE_NAME].value
+    key, guess = make_key("pull"), make_guess(1)
+    monkeypatch.setattr(keys.failures, "count_failure", lambda *given: failures.append(given[0]))
+    seen: list[tuple[Caller, Any]] = []
+
+    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+        seen.append((identify_caller(environ), environ.get(keys.DENIED)))
+        start("200 OK", [])
+        return [b""]
+
+    async def run() -> None:
+        senders = build_senders()
+        bridge = WsgiBridge(answer, senders)
+        try:
+            for headers in (
+                {"x-api-key": key},
+                {"cookie": f"{settings.SESSION_COOKIE_NAME}={cookie}"},
+                {"x-api-key": guess},
+                {"x-api-key": "exh_no"},
+                {"cookie": f"{settings.SESSION_COOKIE_NAME}=made-up"},
+            ):
+                upload = Upload("", b"")
+                upload.headers.clear()
+                upload.headers.update(headers)
+                await bridge.respond(upload)
+        finally:
+            senders.close()
+
+    asyncio.run(run())
+
+    stranger = Caller("network 192.0.2.1", is_anonymous=True)
+    denied = seen[2][1]
+    assert [caller for caller, _ in seen] == [
+        Caller(f"key {key}", channel=make_channel().pk),
+        Caller(f"session {cookie}"),
+        stranger,
+        stranger,
+        stranger,
+    ]
+    assert [error for _, error in seen] == [None, None, denied, None, None]
+    assert isinstance(denied, AccessDenied)
+    assert failures == ["key.rejected"]  # by the one that the process has looked up
