@@ -1,11 +1,18 @@
 """Encrypts columns at rest: phones, secrets, and the bytes of rejected events."""
 
+from functools import lru_cache
+
 from cryptography.fernet import Fernet, MultiFernet
 from django.conf import settings
 
 
+@lru_cache(maxsize=1)
+def _build_keys(keys: tuple[str, ...]) -> MultiFernet:
+    return MultiFernet([Fernet(key) for key in keys])
+
+
 def _load_keys() -> MultiFernet:
-    return MultiFernet([Fernet(key) for key in settings.EXHAUST_ENCRYPTION_KEYS])
+    return _build_keys(tuple(settings.EXHAUST_ENCRYPTION_KEYS))
 
 
 def encrypt(plain: bytes) -> bytes:

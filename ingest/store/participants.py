@@ -10,6 +10,7 @@ from django.db import connection, transaction
 from ingest.db.clock import read_clock
 from ingest.events import Profile
 from ingest.privacy import consent, erasure, phones
+from ingest.privacy.consent import ConsentState
 from ingest.privacy.encryption import encrypt
 
 # A later consent replaces an earlier one; a missing field (NULL) changes nothing.
@@ -29,12 +30,13 @@ ON CONFLICT (channel_id, device_id) DO UPDATE SET
         AND (known.consent_at IS NULL OR excluded.consent_at >= known.consent_at)
         THEN excluded.consent_at ELSE known.consent_at END,
     updated_at = excluded.updated_at
-"""
-_UPSERT_ONE = _UPSERT.format(rows="VALUES (%s, %s, %s, %s, %s, %s, %s, %s)")
+{returning}"""
+_UPSERT_ONE = _UPSERT.format(rows="VALUES (%s, %s, %s, %s, %s, %s, %s, %s)", returning="")
 _UPSERT_ARRAYS = _UPSERT.format(
     rows="SELECT %s, d, n, p, h, c, a, %s FROM unnest"
     "(%s::text[], %s::text[], %s::bytea[], %s::bigint[], %s::boolean[], %s::timestamptz[])"
-    " AS u(d, n, p, h, c, a)"
+    " AS u(d, n, p, h, c, a)",
+    returning=f"RETURNING {consent.STATE_COLUMNS}",
 )
 
 
@@ -50,12 +52,21 @@ def store_participants(
     """
     encrypted_phones = {id(p): encrypt(p.phone.encode()) for p in profiles if p.phone}
     digests = phones.hash_phones(channel_id, (p.phone for p in profiles if p.phone))
+    # only a consent or a removed phone can change which persons appear in files
+    changes_consent = any(p.consent is not None or p.phone == "" for p in profiles)
+    devices = [p.device_id for p in profiles] if changes_consent else []
     with transaction.atomic():
-        consent.lock_profiles_shared(channel_id)
-        erased = erasure.find_erased(channel_id, profiles)
-        erased_ids = set(map(id, erased))
-        accepted = [p for p in profiles if id(p) not in erased_ids] if erased_ids else profiles
-        _upsert(channel_id, received_at, accepted, encrypted_phones, digests)
+        has_erasures, before = consent.lock_profiles(channel_id, devices)
+        erased = erasure.find_erased(channel_id, profiles) if has_erasures else []
+        if erased:
+            erased_ids = set(map(id, erased))
+            profiles = [p for p in profiles if id(p) not in erased_ids]
+            kept = {p.device_id for p in profiles}
+            before = {device_id: state for device_id, state in before.items() if device_id in kept}
+        after = _upsert(channel_id, received_at, profiles, encrypted_phones, digests, before)
+        if changes_consent:
+            consent.apply_changes(channel_id, before, after)
+            consent.keep_earlier(channel_id, before, after, received_at)
     return erased
 
 
@@ -65,13 +76,12 @@ def _upsert(
     profiles: Sequence[Profile],
     encrypted_phones: dict[int, bytes],
     digests: dict[str, int],
-) -> None:
+    before: dict[str, ConsentState],
+) -> dict[str, ConsentState]:
+    """Returns the states after it."""
     when = connection.ops.adapt_datetimefield_value
-    profiles = sorted(profiles, key=lambda p: p.device_id)  # stable: the last profile stays last
-    # only a consent or a removed phone can change which persons appear in files
-    changes_consent = any(p.consent is not None or p.phone == "" for p in profiles)
-    devices = [p.device_id for p in profiles] if changes_consent else []
-    before = consent.lock_participants(channel_id, devices)  # in the order of the upsert
+    # in the order in which `before` was locked; stable: the last profile stays last
+    profiles = sorted(profiles, key=lambda p: p.device_id)
     consent_times = _date_consents(profiles, before)
     rows = [
         (
@@ -90,14 +100,11 @@ def _upsert(
         for p, consent_at in zip(profiles, consent_times, strict=True)
     ]
     if connection.vendor == "postgresql" and len({row[1] for row in rows}) == len(rows):
-        _upsert_arrays(channel_id, when(received_at), rows)
-    else:  # of a device that comes twice, each profile counts in turn
-        with connection.cursor() as cursor:
-            cursor.executemany(_UPSERT_ONE, rows)
-    if changes_consent:
-        after = consent.lock_participants(channel_id, devices)
-        consent.apply_changes(channel_id, before, after)
-        consent.keep_earlier(channel_id, before, after, received_at)
+        return _upsert_arrays(channel_id, when(received_at), rows)
+    # of a device that comes twice, each profile counts in turn
+    with connection.cursor() as cursor:
+        cursor.executemany(_UPSERT_ONE, rows)
+    return consent.lock_participants(channel_id, [row[1] for row in rows])
 
 
 def _date_consents(
@@ -120,8 +127,11 @@ def _date_consents(
     return consent_times
 
 
-def _upsert_arrays(channel_id: int, received_at: Any, rows: Sequence[tuple[Any, ...]]) -> None:
+def _upsert_arrays(
+    channel_id: int, received_at: Any, rows: Sequence[tuple[Any, ...]]
+) -> dict[str, ConsentState]:
     """Upserts rows of different devices, in a statement for each set of fields that was sent."""
+    states: dict[str, ConsentState] = {}
     by_fields: dict[tuple[bool, ...], list[tuple[Any, ...]]] = {}
     for row in rows:
         by_fields.setdefault(row[8:], []).append(row)
@@ -129,3 +139,5 @@ def _upsert_arrays(channel_id: int, received_at: Any, rows: Sequence[tuple[Any, 
         for fields, group in sorted(by_fields.items()):
             arrays = [list(column) for column in zip(*(row[1:7] for row in group), strict=True)]
             cursor.execute(_UPSERT_ARRAYS, [channel_id, received_at, *arrays, *fields])
+            states |= consent.read_states(cursor.fetchall())
+    return states
