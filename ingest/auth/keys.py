@@ -149,7 +149,7 @@ def _insert_key(
     name: str, scopes: str, channels: list[Channel], expires_at: datetime | None, networks: str
 ) -> tuple[ApiKey, str]:
     text = _random_text(_PUBLIC_ID_LENGTH) + "_" + _random_text(_SECRET_LENGTH)
-    text = _PREFIX + text + _compute_checksum(text)
+    text = _PREFIX + text + compute_checksum(text)
     row = ApiKey.objects.create(
         name=name,
         public_id=_extract_public_id(text),
@@ -290,7 +290,7 @@ def is_well_formed(text: str) -> bool:
     return (
         text.startswith(_PREFIX)
         and text.isascii()
-        and _compute_checksum(text[len(_PREFIX) : -_CHECKSUM_LENGTH]) == text[-_CHECKSUM_LENGTH:]
+        and compute_checksum(text[len(_PREFIX) : -_CHECKSUM_LENGTH]) == text[-_CHECKSUM_LENGTH:]
     )
 
 
@@ -321,7 +321,7 @@ def verify_keys(checks: Sequence[KeyCheck]) -> list[VerifiedKey | RequestError]:
             outcomes[place] = error
     now = read_clock()
     unchecked = [place for place, outcome in enumerate(outcomes) if outcome is None]
-    found = _fetch_keys({_extract_public_id(checks[place].text) for place in unchecked}, now)
+    found = fetch_keys({_extract_public_id(checks[place].text) for place in unchecked}, now)
     used: dict[int, str] = {}  # texts of the keys whose last use is to be written
     for place in unchecked:
         request, text = checks[place]
@@ -342,7 +342,7 @@ def verify_keys(checks: Sequence[KeyCheck]) -> list[VerifiedKey | RequestError]:
     return outcomes  # type: ignore[return-value] # each has one by now
 
 
-def _fetch_keys(public_ids: Collection[str], now: datetime) -> dict[str, list[tuple[Any, ...]]]:
+def fetch_keys(public_ids: Collection[str], now: datetime) -> dict[str, list[tuple[Any, ...]]]:
     """Returns the rows of the keys that can be used, one for each channel, by public id."""
     if not public_ids:
         return {}
@@ -501,7 +501,7 @@ def _random_text(length: int) -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 
-def _compute_checksum(text: str) -> str:
+def compute_checksum(text: str) -> str:
     """Returns the checksum by which a scanner of leaked secrets recognises a key."""
     number = binascii.crc32(text.encode())
     digits = ""

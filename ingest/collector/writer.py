@@ -10,6 +10,7 @@ from msgspec import structs
 
 from ingest import metrics
 from ingest.collector.groups import GroupWorker, LoopWorker
+from ingest.db import binary_arrays
 from ingest.db.loop_connection import LoopConnection
 from ingest.events import StoreResult
 from ingest.store import batches, resolve
@@ -19,8 +20,8 @@ from ingest.store.batches import Group, Outcome, Pending
 class LoopWriter:
     """Stores events on PostgreSQL. What needs more than one statement goes to the fallback.
 
-    Those are profiles, rejections, versions that supersede others, events of several conversations
-    or that stored ones complete, and those that the database refuses. Over each of `connections`
+    Those are profiles, rejections, versions that supersede others, events of several conversations,
+    and those that the database refuses. Over each of `connections`
     one group is stored at a time.
     """
 
@@ -30,7 +31,7 @@ class LoopWriter:
         self._fallback = fallback
         self._connections = [
             LoopConnection(
-                batches.INSERT_STATEMENTS, batches.SCALAR_TYPES, f"SET {batches.NO_SEQSCAN}"
+                batches.LOOP_STATEMENTS, batches.PARAMETER_TYPES, f"SET {batches.NO_SEQSCAN}"
             )
             for _ in range(connections)
         ]
@@ -42,8 +43,7 @@ class LoopWriter:
     async def run(self, owner: Hashable, pending: Pending, cost: int = 1) -> StoreResult:
         """Returns the result after the commit, or raises `django.db.Error`."""
         batch = pending.batch
-        has_more = batch.profiles or batch.is_shared or resolve.needs_stored_events(batch)
-        if not batch.events or has_more:
+        if not batch.events or batch.profiles or batch.is_shared:
             return await self._fallback.run(owner, pending, cost)
         result = await self._worker.run(owner, pending, cost)
         if result is None:
@@ -62,8 +62,9 @@ class LoopWriter:
     async def _store(self, connection: LoopConnection, pending: Sequence[Pending]) -> list[Any]:
         """Returns the results; None for a batch that the fallback has to store."""
         outcomes: list[Outcome | None] = [None] * len(pending)
-        groups = batches.group_events(pending)
         try:
+            pending = await self._complete(connection, pending)
+            groups = batches.group_events(pending)
             is_stored = await self._insert(connection, groups, pending, outcomes)
             if not is_stored and len(groups) > 1:
                 for each in groups:  # the one that fails does not fail the others
@@ -71,7 +72,32 @@ class LoopWriter:
         except batches.WAITED_IN_VAIN as error:
             failure = OperationalError(str(error))  # the rest would wait as long for the same
             return [failure if outcome is None else outcome for outcome in outcomes]
+        except psycopg.Error:  # of the lookup: the fallback tries, and tells what it is
+            pass
         return outcomes
+
+    async def _complete(
+        self, connection: LoopConnection, pending: Sequence[Pending]
+    ) -> Sequence[Pending]:
+        """Returns the batches with what stored events say of theirs, by one round trip."""
+        incomplete = batches.find_incomplete_events(pending)
+        if not incomplete:
+            return pending
+        calls: list[tuple[str, dict[str, Any]]] = []
+        for application_id, _, events in incomplete:
+            identities, aliases = resolve.list_names(events)
+            names = {"application": application_id, "c": binary_arrays.texts(aliases)}
+            calls += [
+                (resolve.TYPES_STATEMENT, {"i": binary_arrays.uuids(identities)}),
+                (resolve.DEVICES_STATEMENT, names),
+            ]
+        answers = iter(await connection.execute(calls))
+        completed = []
+        for _, _, events in incomplete:
+            types = {(i or b"").hex(): found.decode() for i, found in next(answers) if found}
+            devices = {(c or b"").decode(): found.decode() for c, found in next(answers) if found}
+            completed.append(resolve.complete_events(events, types, devices))
+        return batches.replace_events(pending, incomplete, completed)
 
     async def _insert(
         self,

@@ -63,12 +63,12 @@ class Caller(NamedTuple):
 
 _CHANNEL, _CLAIM_STREAM = "exhaust.channel", "exhaust.claim_stream"  # in WSGI's environ
 _NO_CHANNEL = -1
-_known_channels = RecentValues()  # of authenticated callers, by a hash: a name may be a secret
+known_channels = RecentValues()  # of authenticated callers, by a hash: a name may be a secret
 
 
 def identify_caller(environ: Environ) -> Caller:
     """Returns the caller that a request names; its network where that was never authenticated."""
-    if (name := _read_name(environ)) and (channel := int(_known_channels.get(hash(name)))):
+    if (name := _read_name(environ)) and (channel := int(known_channels.get(hash(name)))):
         return Caller(name, channel=None if channel == _NO_CHANNEL else channel)
     address = token_bucket.read_client_address(environ)
     return Caller(f"network {token_bucket.find_network(address)}", is_anonymous=True)
@@ -79,7 +79,7 @@ def find_unknown_name(environ: Environ) -> str:
     if environ["PATH_INFO"] in PROBE_PATHS:
         return ""
     name = _read_name(environ)
-    return "" if not name or _known_channels.get(hash(name)) else name
+    return "" if not name or known_channels.get(hash(name)) else name
 
 
 def _read_name(environ: Environ) -> str:
@@ -103,8 +103,8 @@ def remember_caller(environ: Environ) -> None:
     """Keeps what `note_caller` noted, for the next request."""
     channel: int | None = environ.get(_CHANNEL)
     name = _read_name(environ)
-    if channel is not None and name and _known_channels.get(hash(name)) != channel:
-        _known_channels.put(hash(name), channel)
+    if channel is not None and name and known_channels.get(hash(name)) != channel:
+        known_channels.put(hash(name), channel)
 
 
 def claim_stream(environ: Environ, channel_id: int) -> bool:

@@ -103,19 +103,39 @@ def append_batches(pending: Sequence[Pending]) -> list[Outcome]:
 
 def _complete_events(pending: Sequence[Pending]) -> Sequence[Pending]:
     """Returns the batches with what stored events say of theirs, one lookup an application."""
-    incomplete: dict[int | None, list[int]] = {}
+    incomplete = find_incomplete_events(pending)
+    resolved = [resolve.resolve_events(each, events) for each, _, events in incomplete]
+    return replace_events(pending, incomplete, resolved)
+
+
+# application, indexes of its batches, all their events
+Incomplete = tuple[int | None, list[int], list[Event]]
+
+
+def find_incomplete_events(pending: Sequence[Pending]) -> list[Incomplete]:
+    """Returns the events that stored ones complete, by application."""
+    indexes: dict[int | None, list[int]] = {}
     for index, each in enumerate(pending):
         if resolve.needs_stored_events(each.batch):
-            incomplete.setdefault(each.batch.application_id, []).append(index)
-    completed = list(pending)
-    for application_id, indexes in incomplete.items():
-        events = [event for index in indexes for event in pending[index].batch.events]
-        resolved = iter(resolve.resolve_events(application_id, events))
+            indexes.setdefault(each.batch.application_id, []).append(index)
+    return [
+        (application_id, own, [event for index in own for event in pending[index].batch.events])
+        for application_id, own in indexes.items()
+    ]
+
+
+def replace_events(
+    pending: Sequence[Pending], incomplete: Sequence[Incomplete], completed: Sequence[list[Event]]
+) -> Sequence[Pending]:
+    """Returns the batches with their completed events."""
+    replaced = list(pending)
+    for (_, indexes, _), resolved in zip(incomplete, completed, strict=True):
+        rest = iter(resolved)
         for index in indexes:
             batch = pending[index].batch
-            own = [next(resolved) for _ in batch.events]
-            completed[index] = pending[index]._replace(batch=structs.replace(batch, events=own))
-    return completed
+            own = [next(rest) for _ in batch.events]
+            replaced[index] = pending[index]._replace(batch=structs.replace(batch, events=own))
+    return replaced
 
 
 def _append_alone(pending: Pending) -> Outcome:
@@ -556,8 +576,12 @@ SELECT id, payload, device_id FROM ingest_storedevent WHERE identity = %s AND su
 _SUPERSEDE_ROW = "UPDATE ingest_storedevent SET superseded_xid = %s WHERE id = %s"
 
 
-INSERT_STATEMENTS = (_INSERT_FIRST_WINS, _INSERT_LAST_WINS)
-SCALAR_TYPES = {"channel": 20, "application": 20, "source": 25}  # bigint, bigint, text
+LOOP_STATEMENTS = (
+    _INSERT_FIRST_WINS,
+    _INSERT_LAST_WINS,
+    resolve.TYPES_STATEMENT,
+    resolve.DEVICES_STATEMENT,
+)
 
 
 def _select_insert(last_wins: bool) -> str:
@@ -621,6 +645,13 @@ def _build_columns(
         "n": binary_arrays.texts([e.note for e in events]),
         "p": binary_arrays.utf8([e.payload for e in events]),
     }
+
+
+PARAMETER_TYPES = {
+    "channel": 20, "application": 20, "source": 25,  # bigint, bigint, text
+    **{name: each.oid for name, each in _build_columns(0, "", None, [], []).items()
+       if isinstance(each, binary_arrays.Column)},
+}  # fmt: skip
 
 
 def _insert_rows(

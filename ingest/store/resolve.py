@@ -24,12 +24,24 @@ def needs_stored_events(batch: Batch) -> bool:
 
 def resolve_events(application_id: int | None, events: Sequence[Event]) -> list[Event]:
     """Returns the events with their stored identities and devices, in their order."""
-    types = _find_types(
-        {identity.hex() for e in events if e.other_identity for identity in _list_identities(e)}
-    )
+    identities, aliases = list_names(events)
+    types = _find_types({identity.hex() for identity in identities})
+    return complete_events(events, types, _find_devices(application_id, aliases))
+
+
+def list_names(events: Sequence[Event]) -> tuple[set[bytes], set[str]]:
+    """Returns the identities and the aliases that have to be looked up."""
+    identities = {each for e in events if e.other_identity for each in _list_identities(e)}
+    linked = {event.alias for event in events if _is_linked(event)}
+    return identities, {event.alias for event in events} - linked - {""}
+
+
+def complete_events(
+    events: Sequence[Event], types: dict[str, str], stored_devices: dict[str, str]
+) -> list[Event]:
+    """Returns the events with what was found of their identities, in hexadecimal, and aliases."""
     devices = {event.alias: event.device_id for event in events if _is_linked(event)}
-    aliases = {event.alias for event in events} - devices.keys() - {""}
-    devices |= _find_devices(application_id, aliases)
+    devices |= stored_devices
     return [
         structs.replace(
             event,
@@ -122,23 +134,33 @@ _EMAIL = {
 }
 
 
+_TYPE_OF = "SELECT e.type FROM ingest_storedevent e WHERE e.superseded_xid IS NULL"
+_DEVICE_OF = f"SELECT e.device_id FROM ingest_storedevent e WHERE {_IDENTITIES}"  # noqa: S608
+_LAST = "ORDER BY e.id DESC LIMIT 1"
+# on the event loop, whose connection always looks up an index
+TYPES_STATEMENT = f"""
+SELECT name.i, ({_TYPE_OF} AND e.identity = name.i) FROM unnest(%(i)b) AS name(i)
+"""  # noqa: S608
+DEVICES_STATEMENT = f"""
+SELECT name.c, (
+    {_DEVICE_OF} AND e.application_id = %(application)s
+    AND {_EMAIL["postgresql"]} = name.c AND e.device_id <> name.c {_LAST}
+) FROM unnest(%(c)b) AS name(c)
+"""  # noqa: S608
+
+
 def _find_types(identities: set[str]) -> dict[str, str]:
     """Returns the types of current events by their identities, in hexadecimal."""
     cast = "::uuid" if connection.vendor == "postgresql" else ""
-    return _look_up(
-        identities,
-        "SELECT e.type FROM ingest_storedevent e"  # noqa: S608
-        f" WHERE e.identity = name.value{cast} AND e.superseded_xid IS NULL",
-    )
+    return _look_up(identities, f"{_TYPE_OF} AND e.identity = name.value{cast}")
 
 
 def _find_devices(application_id: int | None, aliases: set[str]) -> dict[str, str]:
     """Returns the device that was last sent together with each alias."""
     return _look_up(
         aliases,
-        f"SELECT e.device_id FROM ingest_storedevent e WHERE {_IDENTITIES}"  # noqa: S608
-        f" AND e.application_id = %s AND {_EMAIL[connection.vendor]} = name.value"
-        " AND e.device_id <> name.value ORDER BY e.id DESC LIMIT 1",
+        f"{_DEVICE_OF} AND e.application_id = %s AND {_EMAIL[connection.vendor]} = name.value"
+        f" AND e.device_id <> name.value {_LAST}",
         application_id,
     )
 

@@ -138,6 +138,56 @@ def test_outage_is_503_in_the_sources_words(app: Any, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.postgresql
+def test_loop_completes_events_from_stored_ones(app: Any, monkeypatch: pytest.MonkeyPatch):
+    keys.create_application("shop", make_channel())
+    keys.create_application("other", make_channel("ORG_002"))
+    asha = {"email": "asha@people.example"}
+
+    def build(application: str, **lists: list[tuple[str, dict[str, str]]]) -> tuple[Any, ...]:
+        rows = {
+            name: [{"eventId": event_id, "identity": who, "ts": "2024-05-30T09:15:00",
+                    "visitId": f"v-{event_id}", "name": "report"} for event_id, who in own]
+            for name, own in lists.items()
+        }  # fmt: skip
+        headers = [("Content-Type", "application/json")]
+        return "POST", f"/hit/bulk?client_id={application}", json.dumps(rows).encode(), headers
+
+    send(app, build("shop", identities=[("e-1", {"id": "42", **asha})]))
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("This takes a thread.")
+
+    monkeypatch.setattr(batches, "append_batches", refuse)
+    loop_alone = build_collector(build_senders())
+    app = Application([loop_alone.find_handler], WsgiBridge(app, build_senders()))
+
+    def send_all() -> list[int]:
+        async def run() -> list[Answer]:
+            try:
+                return await asyncio.gather(*(call(app, *each) for each in features))
+            finally:
+                loop_alone.close()
+
+        return [json.loads(each.body)["stored"] for each in asyncio.run(run())]
+
+    features = [
+        build("shop", features=[("e-1", asha), ("e-2", asha)]),
+        build("shop", features=[("e-3", {"email": "ben@people.example"})]),
+        build("other", features=[("e-4", asha)]),
+    ]
+    assert [send_all(), send_all()] == [[2, 1, 1], [0, 0, 0]]
+    current = StoredEvent.objects.filter(superseded_xid=None)
+    rows = current.order_by("device_id", "session_id", "-type")
+    assert [(row.type, row.payload["eventId"], row.device_id) for row in rows] == [
+        ("identity", "e-1", "42"),
+        ("feature", "e-1", "42"),
+        ("feature", "e-2", "42"),
+        ("feature", "e-4", asha["email"]),
+        ("feature", "e-3", "ben@people.example"),
+    ]
+
+
+@pytest.mark.postgresql
 def test_lost_connection_is_made_again(app: Any):
     headers = key_headers()
 
@@ -392,17 +442,17 @@ def test_unknown_host_is_refused(app: Any, caplog: pytest.LogCaptureFixture):
 @pytest.fixture
 def lookups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Keys of each statement that looks for keys of a process that knows none."""
-    monkeypatch.setattr(admission, "_known_channels", RecentValues())
+    monkeypatch.setattr(admission, "known_channels", RecentValues())
     monkeypatch.setattr(admission, "MAX_WAIT_SECONDS", 10.0)  # of a slow machine
     counts: list[int] = []
-    fetch = keys._fetch_keys
+    fetch = keys.fetch_keys
 
     def count(public_ids: Collection[str], *more: Any) -> Any:
         if threading.current_thread().name == "lookups":
             counts.append(len(public_ids))
         return fetch(public_ids, *more)
 
-    monkeypatch.setattr(keys, "_fetch_keys", count)
+    monkeypatch.setattr(keys, "fetch_keys", count)
     return counts
 
 

@@ -132,12 +132,12 @@ def test_too_large_body_is_not_read(
 def make_guess(number: int) -> str:
     """Returns a text of the form of a key."""
     text = f"exh_{number:08}_{'x' * 43}"
-    return text + keys._compute_checksum(text[4:])
+    return text + keys.compute_checksum(text[4:])
 
 
 @pytest.mark.django_db(transaction=True)
 def test_first_call_is_not_a_strangers(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(admission, "_known_channels", RecentValues())
+    monkeypatch.setattr(admission, "known_channels", RecentValues())
     user, browser, failures = get_user_model().objects.create_user("asha"), Client(), []
     browser.force_login(user)
     cookie = browser.cookies[settings.SESSION_COOKIE_NAME].value
