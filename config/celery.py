@@ -1,6 +1,7 @@
 """Celery's application, queues and schedule; the tasks are in `exhaust/tasks.py`."""
 
 import os
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
@@ -73,6 +74,14 @@ def pause_between_attempts(**_: Any) -> None:
 
     consumer: Any = Consumer
     consumer.on_connection_error_before_connected = report_and_wait
+
+
+@celeryd_init.connect
+def accept_every_user(**_: Any) -> None:
+    """Keeps Celery's warning about root out of the log: it is about pickle, and we read JSON."""
+    from celery.exceptions import SecurityWarning
+
+    warnings.filterwarnings("ignore", category=SecurityWarning, module="celery.platforms")
 
 
 @setup_logging.connect

@@ -190,9 +190,9 @@ def describe_foreign(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
     line["at"] = f"{record.module}.{record.funcName}:{record.lineno}"
     del line["event"]
     package = record.name.partition(".")[0]
-    if record.name == "py.warnings":  # its one argument is the whole text
-        warning = _WARNING.match(str(arguments))
-        line["message"] = _shorten_path(warning[0].lstrip("('")) if warning else _HIDDEN
+    if record.name == "py.warnings":
+        warning = _WARNING.match(record.getMessage())
+        line["message"] = _shorten_path(warning[0]) if warning else _HIDDEN
     elif isinstance(record.msg, str) and (arguments or package in TRUSTED_LOGGERS):
         is_trusted = package in TRUSTED_LOGGERS
         line["message"] = format_message(record.msg, arguments, is_trusted=is_trusted)

@@ -15,8 +15,9 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from django.db import connection, transaction
 
-from exhaust import processes
+from exhaust import management, processes
 from exhaust.processes import free_port
 from tests.service import CHANNEL, HOST, ROOT, migrated_file, until
 
@@ -105,6 +106,7 @@ def test_request_in_progress_is_answered(served: Served):
     assert answer.startswith(b"HTTP/1.1 200"), answer
     assert b'"stored":1' in answer
     assert served.process.wait(60) == 0
+    assert "py.warnings" not in served.output()
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
@@ -155,3 +157,14 @@ def test_child_that_never_runs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
         assert check_until_it_says() == sentence
     with pytest.raises(processes.GivenUp, match="web process ended with code 1, 3 times in a row"):
         check_until_it_says()
+
+
+@pytest.mark.django_db
+def test_missing_tables_say_migrate(monkeypatch: pytest.MonkeyPatch):
+    def read_missing_table(_: list[str]) -> None:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM no_such_table")
+
+    monkeypatch.setattr("django.core.management.execute_from_command_line", read_missing_table)
+    with pytest.raises(SystemExit, match="Run the command `migrate` first"):
+        management.execute(["exhaust admin", "create_key"])

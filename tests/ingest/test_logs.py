@@ -270,7 +270,7 @@ def test_libraries_keep_their_text(captured: CapturedLines):
     by_hand = f"Invalid HTTP_HOST header: '{CANARY}'. Add it."
     logging.getLogger("django.security").error(by_hand)
     logging.getLogger("py.warnings").warning(
-        "%s", f"{ROOT}/ingest/logs.py:7: DeprecationWarning: {CANARY}\n  warn({CANARY})\n"
+        f"{ROOT}/ingest/logs.py:7: DeprecationWarning: {CANARY}\n  warn({CANARY})\n"  # noqa: G004
     )
     assert [line["message"] for line in captured.lines] == [
         "Refreshing credentials failed.",
@@ -326,6 +326,7 @@ def test_uncaught_errors_hide_messages(how: str):
     )
     (line,) = [json.loads(line) for line in done.stderr.splitlines()]
     assert line.get("event") == {"thread": "thread.failed", "process": "process.failed"}.get(how)
+    assert line.get("message") == {"warning": "<string>:2: UserWarning"}.get(how)
     assert CANARY not in done.stderr + done.stdout
 
 
