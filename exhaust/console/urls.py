@@ -7,6 +7,7 @@ from exhaust.console import (
     datasets,
     destinations,
     events,
+    export_actions,
     export_page,
     exports,
     home,
@@ -31,8 +32,8 @@ urlpatterns = [
     path("sign-out", LogoutView.as_view(), name="sign-out"),
     path(f"{CHANNEL}/", home.show_home, name="start"),
     path(f"{CHANNEL}/exports", exports.list_jobs, name="exports"),
-    path(f"{CHANNEL}/exports/act", exports.act_on_jobs, name="act-on-exports"),
-    path(f"{CHANNEL}/exports/views", exports.change_saved_views, name="saved-views"),
+    path(f"{CHANNEL}/exports/act", export_actions.act_on_jobs, name="act-on-exports"),
+    path(f"{CHANNEL}/exports/views", export_actions.change_saved_views, name="saved-views"),
     path(f"{CHANNEL}/exports/new", new_export.create_request, name="new-export"),
     path(f"{CHANNEL}/exports/new/preview", new_export.show_preview, name="preview-export"),
     path(

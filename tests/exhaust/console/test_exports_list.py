@@ -10,7 +10,7 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
-from exhaust.console import exports
+from exhaust.console import export_actions, exports
 from exhaust.jobs import queries
 from exhaust.models import File, Job, SavedView
 from tests.conftest import make_channel
@@ -200,7 +200,7 @@ def test_save_and_delete_view(asha: Client) -> None:
 
 
 def test_saved_views_are_limited(asha: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exports, "MAX_SAVED_VIEWS", 1)
+    monkeypatch.setattr(export_actions, "MAX_SAVED_VIEWS", 1)
     asha.post(VIEWS, {"query": "text=a", "name": "one"})
     refused = read_html(asha.post(VIEWS, {"query": "text=b", "name": "two"}, follow=True))
     assert "You have 1 saved view here. Delete it first." in refused
