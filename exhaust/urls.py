@@ -3,7 +3,6 @@ from django.urls import path
 from exhaust.api import destinations, downloads, jobs, pull, schedules
 from exhaust.api.audit import AuditView
 from exhaust.api.samples import MappingView, SampleView
-from ingest.http import any_text  # noqa: F401 `<text:…>`
 
 urlpatterns = [
     path("dataset/v1/request/submit", jobs.SubmitView.as_view()),

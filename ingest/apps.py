@@ -1,8 +1,10 @@
 from django.apps import AppConfig
 from django.db.backends.signals import connection_created
 from django.db.models.signals import post_migrate
+from django.urls import register_converter
 
 from ingest.db import binary_arrays
+from ingest.http.any_text import AnyText
 
 
 class IngestConfig(AppConfig):
@@ -17,6 +19,7 @@ class IngestConfig(AppConfig):
         )
         from ingest.tenancy import policies, session
 
+        register_converter(AnyText, "text")
         binary_arrays.register_dumper()
         signals.connect()
         connection_created.connect(session.restore_restriction)

@@ -3,7 +3,6 @@
 from django.urls import URLPattern, path
 
 from ingest.adapters import ADAPTERS
-from ingest.http import any_text  # noqa: F401 `<text:…>`
 from ingest.views.conversations import ConversationView
 from ingest.views.participants import ParticipantView
 from ingest.views.sources import make_view

@@ -4,12 +4,8 @@ Django's `<path:name>` ends at a line break, so no address would reach a person 
 name has one.
 """
 
-from django.urls import register_converter
 from django.urls.converters import StringConverter
 
 
 class AnyText(StringConverter):
     regex = "(?s:.+)"
-
-
-register_converter(AnyText, "text")
