@@ -16,6 +16,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.cache import never_cache
 
+from exhaust.archive import objects
 from exhaust.console.sentences import translate_sentence
 from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.base import Dataset
@@ -61,6 +62,7 @@ _PAGES: tuple[tuple[Promise | str, tuple[_Page, ...]], ...] = (
             ("destinations", _("Destinations"), ("administer",)),
             ("keys", _("API keys"), ("administer",)),
             ("team", _("Team"), ("administer",)),
+            ("archive", _("Archive"), ("administer",)),
             ("audit", _("Audit log"), ("audit",)),
         ),
     ),
@@ -114,7 +116,7 @@ class ChannelContext:
                 [
                     (reverse(f"console:{name}", args=[self.channel]), str(title))
                     for name, title, permissions in pages
-                    if self.has_any(*permissions)
+                    if self.has_any(*permissions) and (name != "archive" or objects.is_enabled())
                 ],
             )
             for group, pages in _PAGES

@@ -2,6 +2,7 @@ from django.contrib.auth.views import LogoutView
 from django.urls import path
 
 from exhaust.console import (
+    archive,
     audit_log,
     conversations,
     datasets,
@@ -80,6 +81,7 @@ urlpatterns = [
     path(f"{CHANNEL}/team", team.show_team, name="team"),
     path(f"{CHANNEL}/team/chat", team.save_chat, name="save-chat"),
     path(f"{CHANNEL}/team/<int:user_id>", team.change_access, name="change-access"),
+    path(f"{CHANNEL}/archive", archive.show_archive, name="archive"),
     path(f"{CHANNEL}/audit", audit_log.list_audit_events, name="audit"),
     path(f"{CHANNEL}/audit/download", audit_log.download_audit_log, name="download-audit"),
     path("<path:path>", home.not_found),

@@ -13,7 +13,17 @@ from exhaust.datasets import own
 from exhaust.delivery import destinations
 from exhaust.files import links
 from exhaust.jobs import own_datasets, schedules, transitions
-from exhaust.models import ChatWebhook, Delivery, Destination, File, Job, SavedView, Schedule
+from exhaust.models import (
+    ArchiveFile,
+    ArchiveRun,
+    ChatWebhook,
+    Delivery,
+    Destination,
+    File,
+    Job,
+    SavedView,
+    Schedule,
+)
 from ingest import audit
 from ingest.auth import keys
 from ingest.events import Profile
@@ -69,6 +79,7 @@ def fill_channel(name: str) -> Client:
         _add_schedules(name)
         _add_destinations()
         _add_keys()
+    _add_archive()
     Application.objects.create(channel=make_channel(), identifier="app_1", name="№ 1")
     ChatWebhook.objects.create(channel=make_channel(), encrypted_url=encrypt(b"https://x.example"))
     SavedView.objects.create(channel=make_channel(), user=user, name="№ 2", query="status=FAILED")
@@ -147,6 +158,20 @@ def _add_jobs(name: str) -> None:
         status_message=f"Deleted by {name}; send the request again for a new file."
     )
     Job.objects.exclude(status="SUBMITTED").update(submitted_at=submitted)
+
+
+def _add_archive() -> None:
+    now, bounds = timezone.now(), {"from_xid": 0, "from_id": 0, "to_xid": 1, "to_id": 1}
+    channel = make_channel()
+    run = ArchiveRun.objects.create(channel=channel, lease_until=now, **bounds)
+    for number in range(2):
+        ArchiveFile.objects.create(
+            channel=channel, run=run, table="events", row_count=3, byte_count=4321,
+            key=f"events/channel={channel.pk}/month=2026-03/1-1-{number:016x}.parquet",
+            sha256="01" * 32, first_xid=1, first_id=1, last_xid=1, last_id=1, first_occurred_at=now,
+            last_occurred_at=now, device_filter=b"", archive_from=1,
+            archive_until=2 if number else None,
+        )  # fmt: skip
 
 
 def _add_schedules(name: str) -> None:

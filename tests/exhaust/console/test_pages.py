@@ -98,6 +98,7 @@ PAGE_ACCESS: dict[str, tuple[set[str], dict[str, Any]]] = {
     "team": (ADMINISTER, {}),
     "save-chat": (ADMINISTER, {}),
     "change-access": (ADMINISTER, {"user_id": 1}),
+    "archive": (ADMINISTER, {}),
     "audit": ({"audit"}, {}),
     "download-audit": ({"audit"}, {}),
 }

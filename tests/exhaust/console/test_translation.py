@@ -261,8 +261,9 @@ def _join(start: str, resolver: Any) -> Iterator[str]:
 
 
 @pytest.fixture(params=LANGUAGES)
-def crawl(request: Any, settings: Any) -> Crawl:
+def crawl(request: Any, settings: Any, tmp_path: Path) -> Crawl:
     settings.EXHAUST_SENDS_MAIL = True
+    settings.EXHAUST_ARCHIVE_URL = str(tmp_path)
     client = rich_channel.fill_channel("u_1")
     user = User.objects.get(username="u_1")
     user.set_password(PASSWORD)
@@ -277,7 +278,7 @@ def crawl(request: Any, settings: Any) -> Crawl:
 @pytest.mark.django_db
 @pytest.mark.sqlite  # no database writes a text
 def test_no_page_has_english(crawl: Crawl, mailoutbox: list[Any]) -> None:
-    crawl.visit("/console/", *list_pages())
+    crawl.visit("/console/", *list_pages(), f"{C}/archive?objects=1")
     for right in RIGHTS:
         user = User.objects.get(username=f"only_{right}")
         crawl.client.force_login(user)
