@@ -17,7 +17,7 @@ from exhaust.monitoring.checks import Check, State
 from ingest import logs
 from ingest.db import outages
 from ingest.db.clock import read_clock
-from ingest.db.pool import SessionsShared
+from ingest.db.pool import Unsuitable
 from ingest.feed import restore
 from ingest.http.response_fields import Body, choice, integer, text
 from ingest.http.schema import extend_schema
@@ -124,7 +124,7 @@ def check_database() -> State:
             if is_last:
                 log.warning("database.check_failed", error=error)
                 reason = outages.describe_outage(error) or "unreachable or read-only"
-                if isinstance(error.__cause__, SessionsShared):
+                if isinstance(error.__cause__, Unsuitable):
                     reason = str(error.__cause__)
         else:
             return state

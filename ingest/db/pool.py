@@ -30,8 +30,8 @@ class Unavailable(psycopg.OperationalError):
     """The database cannot be reached, or does not answer in time: a second call would not help."""
 
 
-class SessionsShared(Unavailable):
-    """A pooler gives one session of the server to several connections, which our settings need."""
+class Unsuitable(Unavailable):
+    """The service cannot work with this database, or with the pooler before it, as they are set."""
 
 
 def describe_failure(error: psycopg.Error) -> str:

@@ -16,8 +16,8 @@ from django.db.utils import DatabaseErrorWrapper
 from ingest.db import outages
 from ingest.db.pool import (
     Pool,
-    SessionsShared,
     Unavailable,
+    Unsuitable,
     describe_failure,
     fetch_backend_pid,
 )
@@ -61,6 +61,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
         PgBouncer refuses a connection that brings `options`, so a statement has to make ours.
         """
+        self._require_unicode(opened)
         given = {name.replace("-", "_") for name in _OPTION.findall(params.get("options", ""))}
         values = [
             "pg_backend_pid()",
@@ -77,9 +78,18 @@ class DatabaseWrapper(base.DatabaseWrapper):
             self._require_own_sessions(opened, params)
         self._configure_connection(opened)  # type: ignore[attr-defined] # Django's
 
+    def _require_unicode(self, opened: Any) -> None:
+        """Raises `Unsuitable` for a database that cannot hold every text."""
+        encoding = opened.info.parameter_status("server_encoding")  # a pooler may leave it out
+        if self.alias != NO_DB_ALIAS and encoding not in ("UTF8", None):
+            raise Unsuitable(
+                f"DATABASE_URL: the database has the encoding {encoding}; create one with ENCODING"
+                " 'UTF8' TEMPLATE template0."
+            )
+
     @staticmethod
     def _require_own_sessions(opened: Any, params: dict[str, Any]) -> None:
-        """Raises `SessionsShared` where two connections at once meet the same session.
+        """Raises `Unsuitable` where two connections at once meet the same session.
 
         The roles and settings of a session would reach the requests of others.
         """
@@ -90,7 +100,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
                     return  # the pooler is full: the next connection looks again
                 pids.append(pid)
         if pids[0] == pids[1] or pids != pids[:2] * SESSION_LOOKS:
-            raise SessionsShared(
+            raise Unsuitable(
                 "DATABASE_URL: PgBouncer shares PostgreSQL's sessions between connections; set its"
                 " pool_mode = session."
             )

@@ -19,7 +19,7 @@ from exhaust.jobs import wakeup
 from exhaust.models import DailyRun, Wakeup
 from exhaust.monitoring import checks, health
 from exhaust.monitoring.checks import Check
-from ingest.db.pool import SessionsShared
+from ingest.db.pool import Unsuitable
 from tests.conftest import bearer
 
 WELL = {
@@ -69,7 +69,7 @@ def test_read_only_database_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> Non
 @committed
 def test_shared_sessions_are_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
-        raise OperationalError from SessionsShared("PgBouncer: set its pool_mode = session.")
+        raise OperationalError from Unsuitable("PgBouncer: set its pool_mode = session.")
 
     monkeypatch.setattr(health, "require_writable", refuse)
     code, state = probe()

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any, cast
@@ -18,7 +19,7 @@ from django.db import DatabaseError, InternalError, connection
 from exhaust.processes import free_port
 from ingest.db import outages
 from ingest.db import pool as pools
-from ingest.db.pool import Pool, SessionsShared, Unavailable
+from ingest.db.pool import Pool, Unavailable, Unsuitable
 from ingest.db.postgresql.base import SESSION_SETTINGS, DatabaseWrapper
 from ingest.db.prepared import fetch_all, retry_if_lost
 from tests.postgres import SUPERUSER
@@ -292,6 +293,20 @@ def _unknown_pooler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DatabaseWrapper, "has_own_sessions", False)
 
 
+def test_database_without_unicode_is_refused():
+    name = f"ascii_{token_hex(4)}"
+    with make_wrapper().open_connection() as server:
+        try:
+            server.execute(
+                f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' TEMPLATE template0"
+                " LC_COLLATE 'C' LC_CTYPE 'C'"
+            )
+            with pytest.raises(Unsuitable, match="the encoding SQL_ASCII; create one with"):
+                make_wrapper(NAME=name).open_connection()
+        finally:
+            server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
 @needs_pgbouncer
 @pytest.mark.usefixtures("_unknown_pooler")
 @pytest.mark.parametrize("round_robin", [0, 1])
@@ -300,7 +315,7 @@ def test_shared_sessions_are_refused(mode: str, round_robin: int):
     settings = (f"pool_mode = {mode}", f"server_round_robin = {round_robin}", "min_pool_size = 3")
     with run_pgbouncer(*settings) as wrapper:
         for _ in range(3):
-            with pytest.raises(SessionsShared, match="set its pool_mode = session"):
+            with pytest.raises(Unsuitable, match="set its pool_mode = session"):
                 wrapper.open_connection()
 
 
