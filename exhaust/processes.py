@@ -1,6 +1,7 @@
 """Starts the web server and the workers as child processes, again if they end, and stops them."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -23,9 +24,15 @@ WEB_FLAGS = (
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Returns a port that nothing has, and that no outgoing connection will take meanwhile.
+
+    Linux gives those the ports from 32768 on.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def web_command(port: int, host: str = "127.0.0.1", workers: int = 2) -> list[str]:

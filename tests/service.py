@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from exhaust.processes import web_command
+from exhaust.processes import free_port, web_command
 
 ROOT = Path(__file__).parent.parent
 HOST = "127.0.0.1"
@@ -209,9 +208,7 @@ def running(var: Path, beside: int = 1, **more: str) -> Iterator[Service]:
     `beside` is the distance of its Redis database from the suite's: its worker must not take the
     messages of other tests.
     """
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     with _database(var) as (database, url):
         environment = (
             _others()

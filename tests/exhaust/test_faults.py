@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +30,7 @@ from exhaust.files import orphans, storage
 from exhaust.jobs import attempt, transitions, wakeup
 from exhaust.models import File, Job
 from exhaust.monitoring import health
+from exhaust.processes import free_port
 from ingest.models import Channel
 from tests.exhaust.factories import (
     fetch_job_row,
@@ -303,9 +303,7 @@ def test_queues_of_a_dead_child_are_replaced(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.redis
 def test_worker_survives_redis_restart(tmp_path: Path, settings: Any) -> None:
     # given a worker that has seen its Redis refuse writes
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"redis://127.0.0.1:{port}/0"
     log = tmp_path / "worker.log"
     with ExitStack() as stack:
@@ -354,9 +352,7 @@ def test_worker_survives_redis_restart(tmp_path: Path, settings: Any) -> None:
 @pytest.mark.redis
 def test_child_lost_before_redis_first_answers_is_replaced(tmp_path: Path) -> None:
     # given a worker that has not reached Redis yet
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = tmp_path / "worker.log"
     with ExitStack() as stack:
         command = [sys.executable, "-m", "celery", "-A", "config", "worker", "--concurrency", "2"]

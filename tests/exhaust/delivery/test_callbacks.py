@@ -446,7 +446,8 @@ def test_bad_receiver_times_out(behaviour: Any, seconds: float) -> None:
 @pytest.mark.django_db
 def test_silent_receiver_costs_its_own_channel_only(monkeypatch: pytest.MonkeyPatch) -> None:
     # given many callbacks to a silent host of one channel, tried before those of another
-    monkeypatch.setattr(callbacks, "BACKOFF", replace(callbacks.BACKOFF, jitter=(1.0, 1.0)))
+    late = replace(callbacks.BACKOFF, delays_seconds=(600,), jitter=(1.0, 1.0))
+    monkeypatch.setattr(callbacks, "BACKOFF", late)  # none is due again while this runs
     with Receiver([Silent()]) as silent, Receiver() as good:
         callbacks_of_silent = 115
         make_callback(silent.url)

@@ -34,7 +34,7 @@ def counted(settings: Any, monkeypatch: pytest.MonkeyPatch) -> token_bucket.Proc
     monkeypatch.setattr(rate_limits, "time", SimpleNamespace(monotonic=Clock().seconds))
     for name in ("blocked_addresses", "verified_credentials"):
         monkeypatch.setattr(rate_limits, name, rate_limits.RecentValues())
-    monkeypatch.setattr(rate_limits, "local_quota", LocalQuota())
+    monkeypatch.setattr(rate_limits, "local_quota", LocalQuota(Clock().seconds))
     return buckets
 
 
