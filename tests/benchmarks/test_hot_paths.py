@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from benchmarks import harness, hot_paths, wrk
-from benchmarks.hot_paths import BEFORE, COPY, FASTIFY, OURS, Bench, Service
+from benchmarks import harness, hot_paths, hot_servers, wrk
+from benchmarks.hot_paths import Bench
+from benchmarks.hot_servers import BEFORE, COPY, FASTIFY, OURS, Service
 from benchmarks.sources import APPLICATION, RECEIVED_AT
 from ingest.adapters import ADAPTERS
 from ingest.events import Call
@@ -117,7 +118,7 @@ def test_every_row_has_a_bar(tmp_path: Path):
 def test_fields_of_both_are_compared():
     ours = {"result": {"files": [{"name": "a"}, {"name": "b", "rows": 1}]}}
 
-    assert hot_paths.list_fields(ours) == {
+    assert hot_servers.list_fields(ours) == {
         "", "/result", "/result/files", "/result/files/name", "/result/files/rows",
     }  # fmt: skip
 
