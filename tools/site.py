@@ -122,12 +122,13 @@ def write_reference() -> Iterator[str]:
 def main() -> None:
     from sphinx.application import Sphinx
 
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("python -m tools.site FOLDER")
     with TemporaryDirectory() as folder:
         sources, trees = Path(folder, "sources"), Path(folder, "trees")
         sources.mkdir()
         write_sources(sources)
+        os.umask(0o022)  # the service's settings close files to others; a web server reads these
         site = Sphinx(
             sources, None, sys.argv[1], trees, "html", OPTIONS, status=None, warningiserror=True
         )

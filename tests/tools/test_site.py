@@ -56,6 +56,11 @@ def test_nothing_is_read_from_elsewhere(built: Path):
         assert [address for address in loaded if re.match(r"(\w+:)?//", address)] == [], page
 
 
+def test_web_server_may_read_it(built: Path):
+    modes = {path.stat().st_mode & 0o777 for path in built.rglob("*") if path.is_file()}
+    assert modes == {0o644}
+
+
 def test_broken_link_stays_for_the_build_to_find():
     link = site.LINK.search("[no page](nothing.md)")
     assert link
