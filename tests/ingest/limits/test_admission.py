@@ -410,3 +410,17 @@ def test_loaded_modules_are_frozen_for_gc():
     frozen, looked_at = map(int, done.stdout.split())
     assert frozen > 50_000
     assert looked_at < frozen / 50
+
+
+def test_first_request_loads_no_module_of_ours():
+    code = """
+import config.asgi, gc, sys
+from django.test import Client
+loaded = set(sys.modules)
+print(gc.get_threshold()[0], Client().get("/console/", headers={"host": "127.0.0.1"}).status_code)
+print(*(name for name in set(sys.modules) - loaded if name.startswith(("exhaust.", "ingest."))))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["5000 302", ""]
