@@ -16,6 +16,7 @@ from contextlib import suppress
 from datetime import timedelta
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, cast
@@ -125,6 +126,9 @@ EXHAUST_ARCHIVE_AFTER_DAYS: int = env.int(
 )
 #: Processes that make the archived rows of one file, the worker's own included.
 EXHAUST_PROCESSES: int = env.int("EXHAUST_PROCESSES", 1, validate=validate.Range(min=1, max=64))
+#: Engine that makes large archived files in parts: `processes` of the worker's machine, or
+#: `ray://host:port`; empty for none.
+EXHAUST_ENGINE: str = env.str("EXHAUST_ENGINE", "").rstrip("/")
 
 # Limits of requests
 #: Longest range of a request, in days.
@@ -268,6 +272,14 @@ if EXHAUST_ARCHIVE_URL and 0 < EXHAUST_EVENT_RETENTION_DAYS <= EXHAUST_ARCHIVE_A
         "EXHAUST_ARCHIVE_AFTER_DAYS",
         "must be less than EXHAUST_EVENT_RETENTION_DAYS, or events are deleted before.",
     )
+if not re.fullmatch(r"|processes|ray://[^/:@\s]+:[0-9]{1,5}", EXHAUST_ENGINE):
+    raise setting_error(
+        "EXHAUST_ENGINE", "write processes, or ray://host:port such as ray://ray-head:10001."
+    )
+if EXHAUST_ENGINE and not EXHAUST_ARCHIVE_URL:
+    raise setting_error("EXHAUST_ARCHIVE_URL", "must be set: an engine makes archived rows.")
+if EXHAUST_ENGINE.startswith("ray:") and find_spec("ray") is None:
+    raise setting_error("EXHAUST_ENGINE", "needs the extra ray: pip install '.[ray]'.")
 _has_bucket = bool(S3_BUCKET or _separator)
 if S3_PUBLIC_ENDPOINT_URL and not _has_bucket:
     raise setting_error("S3_BUCKET", "must be set, since an S3 endpoint is.")

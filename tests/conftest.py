@@ -73,11 +73,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "postgresql": "postgresql" in settings.DATABASES["default"]["ENGINE"],
         "redis": settings.CELERY_BROKER_URL.startswith("redis"),
         "s3": find_spec("swift") is not None,
+        "ray": find_spec("ray") is not None,
     }
     remedies = {
         "postgresql": "needs DATABASE_URL=postgresql://…",
         "redis": "needs CELERY_BROKER_URL=redis://…",
         "s3": "needs the s3local extra: pip install '.[s3local]'",
+        "ray": "needs the ray extra: pip install '.[ray]'",
     }
     left_out = {
         item
@@ -95,7 +97,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=remedies[name]))
 
 
-_MARKS = ("django_db", "postgresql", "redis", "s3", "browser", "node", "index")
+_MARKS = ("django_db", "postgresql", "redis", "s3", "ray", "browser", "node", "index")
 _FIXTURES = {"db", "transactional_db", "service", "chromium", "place"}
 
 
@@ -108,7 +110,7 @@ def _uses_servers(item: pytest.Item) -> bool:
 def _starts_processes(item: pytest.Item) -> bool:
     fixtures = getattr(item, "fixturenames", ())
     return bool({"service", "chromium", "place"}.intersection(fixtures)) or any(
-        item.iter_markers("s3")
+        map(item.get_closest_marker, ("s3", "ray"))
     )
 
 

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,8 +63,8 @@ def _has_xattr(folder: Path) -> bool:
     return True
 
 
-def serve(port: int, folder: Path) -> None:
-    """Serve from `folder` until SIGTERM or SIGINT."""
+def serve(port: int, folder: Path, host: str = HOST) -> None:
+    """Serve from `folder` until SIGTERM or SIGINT. Only the proxy listens on another host."""
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: stopping.append(received))
@@ -117,8 +117,8 @@ def serve(port: int, folder: Path) -> None:
         "container_update_timeout": "60",
     }
 
-    def start(app: object, listen_port: int = 0) -> int:
-        sock = eventlet.listen((HOST, listen_port), reuse_port=False)
+    def start(app: object, listen_port: int = 0, listen_host: str = HOST) -> int:
+        sock = eventlet.listen((listen_host, listen_port), reuse_port=False)
         # SDKs look for "ETag"; eventlet would make it "Etag".
         options = {"protocol": SwiftHttpProtocol, "capitalize_response_headers": False}
         eventlet.spawn(wsgi.server, sock, app, utils.NullLogger(), **options)
@@ -134,22 +134,28 @@ def serve(port: int, folder: Path) -> None:
         # One replica, one partition.
         RingData([array("H", [0])], [device], 32).save(str(folder / f"{name}.ring.gz"))
 
-    port = start(loadapp(str(folder / "proxy.conf"), global_conf=conf), port)
-    probe = HTTPConnection(HOST, port, timeout=START_TIMEOUT)
+    port = start(loadapp(str(folder / "proxy.conf"), global_conf=conf), port, host)
+    probe = HTTPConnection(host, port, timeout=START_TIMEOUT)
     probe.request("GET", "/")
     probe.getresponse().read()
     probe.close()
-    sys.stdout.write(f"READY http://{HOST}:{port}\n")
+    sys.stdout.write(f"READY http://{host}:{port}\n")
     sys.stdout.flush()
     while not stopping:
         eventlet.sleep(0.1)
 
 
 @contextmanager
-def running(dir: Path, port: int = 0) -> Iterator[str]:
-    """Run the server as a child process on that or a free port and yield its endpoint URL."""
+def running(
+    dir: Path, port: int = 0, host: str = HOST, prefix: Sequence[str] = ()
+) -> Iterator[str]:
+    """Run the server as a child process on that or a free port and yield its endpoint URL.
+
+    `prefix` is a command that starts it, in another network namespace for example.
+    """
     dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tests.s3server", "--port", str(port)]
+    command = [*prefix, sys.executable, "-m", "tests.s3server", "--port", str(port)]
+    command += ["--host", host]
     command += ["--dir", str(dir.resolve())]
     root = Path(__file__).resolve().parents[1]
     log = dir / "server.log"  # a file: a pipe without a reader could fill up
@@ -177,6 +183,7 @@ def running(dir: Path, port: int = 0) -> Iterator[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="S3-compatible server for tests")
     parser.add_argument("--port", type=int, default=0, help="0: a free port")
+    parser.add_argument("--host", default=HOST, help="where it listens")
     parser.add_argument("--dir", type=Path, required=True, help="folder for all state")
     args = parser.parse_args()
-    serve(args.port, args.dir)
+    serve(args.port, args.dir, args.host)

@@ -39,15 +39,21 @@ def iter_tables(
     selection: Selection,
     selected_names: Collection[str],
     statements: parallel_copy.CancellableQueries,
+    first_id: int | None,
 ) -> Generator[Any]:
-    """Yields the selected rows behind the archived place, sorted, with the archive's columns."""
+    """Yields the selected rows behind the archived place, sorted, with the archive's columns.
+
+    `first_id` is that of `find_first`.
+    """
+    if first_id is None:
+        return
     columns = [
         replace(column, needs_consent=False)
         for column in RESPONSE.columns
         if column.path[0] == "payload" and name_archived(column) in selected_names
     ]
     names = ["id", "occurred_at", "device_id", "session_id", *map(name_archived, columns)]
-    with closing(_iter_rows(archive, selection, columns, statements)) as rows:
+    with closing(_iter_rows(archive, selection, columns, statements, first_id)) as rows:
         while batch := list(islice(rows, TABLE_ROWS)):
             ids, times, *texts = zip(*batch, strict=True)
             moments = pa.array(times, pa.string()).cast(pa.timestamp("us"))
@@ -59,35 +65,46 @@ def iter_tables(
             yield pa.table(arrays, names).select(list(selected_names))
 
 
+def find_first(archive: Archive, selection: Selection) -> int | None:
+    """Returns the least id of the channel's events behind the archived place; None for none."""
+    condition, params = _late_condition(archive)
+    params["channel"] = selection.channel_id
+    with connection.cursor() as cursor:
+        # `+ 0`: an index of ids alone would be read from its start
+        cursor.execute(
+            "SELECT min(e.id + 0) FROM ingest_storedevent e"  # noqa: S608
+            f" WHERE e.channel_id = %(channel)s AND {condition}",
+            params,
+        )
+        (first_id,) = cursor.fetchone()
+    return None if first_id is None else int(first_id)
+
+
+def _late_condition(archive: Archive) -> tuple[str, dict[str, Any]]:
+    is_postgresql = connection.vendor == "postgresql"
+    cast = "::xid8" if is_postgresql else ""
+    xid, place_id = archive.place
+    params = {"place_xid": str(xid) if is_postgresql else xid, "place_id": place_id}
+    return f"(e.xid, e.id) > (%(place_xid)s{cast}, %(place_id)s)", params
+
+
 def _iter_rows(
     archive: Archive,
     selection: Selection,
     columns: list[Column],
     statements: parallel_copy.CancellableQueries,
+    first_id: int,
 ) -> Generator[Any]:
     """Yields id, time, device, session and the payload's cells."""
-    is_postgresql = connection.vendor == "postgresql"
-    cast = "::xid8" if is_postgresql else ""
-    is_late = f"(e.xid, e.id) > (%(place_xid)s{cast}, %(place_id)s)"
+    is_late, late_params = _late_condition(archive)
     where, params = selection.event_filter()
-    xid, place_id = archive.place
-    params |= {"place_xid": str(xid) if is_postgresql else xid, "place_id": place_id}
-    with connection.cursor() as cursor:
-        # `+ 0`: an index of ids alone would be read from its start
-        cursor.execute(
-            "SELECT min(e.id + 0) FROM ingest_storedevent e"  # noqa: S608
-            f" WHERE e.channel_id = %(channel)s AND {is_late}",
-            params,
-        )
-        (params["first_id"],) = cursor.fetchone()
-    if params["first_id"] is None:
-        return
+    params |= late_params | {"first_id": first_id}
     # the index by conversation has the ids, so archived rows are passed over in it
     where += f" AND {RESPONSE.condition} AND e.id >= %(first_id)s AND {is_late}"
     envelope = "e.id, {}, e.device_id, e.session_id"
     source = "FROM ingest_storedevent e {} WHERE " + where + " ORDER BY e.occurred_at, e.id"
     rows: Any
-    if is_postgresql:
+    if connection.vendor == "postgresql":
         time = "to_char(e.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')"
         select_list = ", ".join((envelope.format(time), *cells.cells_sql(columns, "false")))
         sql = f"SELECT {select_list} {source.format(cells.joins_sql(columns))}"

@@ -3,17 +3,17 @@
 A key is relative to `EXHAUST_ARCHIVE_URL`, so that an archive that moves keeps its keys.
 """
 
-import io
 import re
 import secrets
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from django.conf import settings
 
+from exhaust.archive.range_file import RangeFile
 from exhaust.files import storage, upload
 from exhaust.models import ArchiveRun
 
@@ -132,38 +132,18 @@ def probe() -> None:
     _get_root().store.probe()
 
 
-class ObjectFile(io.RawIOBase):
-    """An object as a file that pyarrow reads by ranges: only what it asks for is fetched.
-
-    `byte_count` is the object's. Reading raises `FileNotFoundError` once the object is deleted.
-    """
+class ObjectFile(RangeFile):
+    """An object as a file that pyarrow reads by ranges. `byte_count` is the object's."""
 
     def __init__(self, key: str, byte_count: int) -> None:
         store, prefix = _get_root()
-        self._store, self._key, self._size = store, prefix + key, byte_count
-        self._position = 0
+        super().__init__(partial(store.read_range, prefix + key), byte_count)
 
-    def readable(self) -> bool:
-        return True
 
-    def seekable(self) -> bool:
-        return True
+def grant_read(key: str) -> tuple[str, dict[str, str]]:
+    """Returns an address and headers with which anyone reads the object for a while.
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
-        self._position = origins[whence] + offset
-        return self._position
-
-    def position(self) -> int:
-        return self._position
-
-    tell = position  # as files name it
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(self._size - self._position, 0)
-        size = left if size is None or size < 0 else min(size, left)
-        if not size:
-            return b""
-        data = self._store.read_range(self._key, self._position, size)
-        self._position += len(data)
-        return data
+    Raises `StorageError`.
+    """
+    store, prefix = _get_root()
+    return store.grant_read(prefix + key)

@@ -122,6 +122,12 @@ class Pool(ThreadPoolExecutor):
                 each.cancel()
 
 
+def list_names(plan: PartPlan) -> list[str]:
+    """The archive's columns that a plan reads."""
+    shown = (column.name for column in plan.columns if column.name)
+    return list(dict.fromkeys(("occurred_at", "id", "device_id", *shown)))
+
+
 @dataclass(frozen=True)
 class _UnreadGroup(Unread):
     group: AnswerGroup
@@ -141,8 +147,7 @@ class Reader:
         self._archive, self._selection, self._groups = archive, selection, groups
         self._statements = statements
         self._plan = build_plan(dataset, selection)
-        shown = (column.name for column in self._plan.columns if column.name)
-        self._names = list(dict.fromkeys(("occurred_at", "id", "device_id", *shown)))
+        self._names = list_names(self._plan)
         self._filter = RowFilter(
             selection.conversation_id or 0,
             to_microseconds(selection.start),
@@ -162,8 +167,9 @@ class Reader:
             )
             for group in self._groups
         ]
+        first_late = late.find_first(self._archive, self._selection)
         late_tables = late.iter_tables(
-            self._archive, self._selection, self._names, self._statements
+            self._archive, self._selection, self._names, self._statements, first_late
         )
         with closing(late_tables), ExitStack() as stack:
             rows = _split_tables(merge_tables(unread, late_tables))

@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from exhaust.archive import objects
-from exhaust.archive.rows import GroupBytes, find_range
+from exhaust.archive import objects, rows
+from exhaust.archive.rows import GroupBytes
 from exhaust.archive.schema import ANSWERS
 from exhaust.archive.snapshot import Archive, ArchiveChanged
 from exhaust.datasets.selection import Selection
@@ -39,11 +39,8 @@ def fetch_metadata(file: ArchiveFile) -> Any:
 
 def fetch_group(file: ArchiveFile, metadata: Any, number: int) -> GroupBytes:
     """Returns the bytes of a row group. Raises `ArchiveChanged` and `StorageError`."""
-    start, end = find_range(metadata.row_group(number))
-    stream = objects.ObjectFile(file.key, file.byte_count)
-    stream.seek(start)
     try:
-        return GroupBytes(metadata, number, stream.read(end - start), start)
+        return rows.fetch_group(objects.ObjectFile(file.key, file.byte_count), metadata, number)
     except FileNotFoundError as error:
         raise ArchiveChanged(str(error)) from error
 

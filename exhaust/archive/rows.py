@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from exhaust.archive.range_file import RangeFile
 from exhaust.archive.schema import Table
 
 _REPEATING_BYTES = 32  # of a value in its file: texts that take more hardly repeat
@@ -149,3 +150,10 @@ class _Window(io.RawIOBase):
         piece = self._data[begin : len(self._data) if size < 0 else begin + size]
         self._place += len(piece)
         return bytes(piece)
+
+
+def fetch_group(file: RangeFile, metadata: Any, number: int) -> GroupBytes:
+    """Returns the bytes of a row group, read at once."""
+    start, end = find_range(metadata.row_group(number))
+    file.seek(start)
+    return GroupBytes(metadata, number, file.read(end - start), start)

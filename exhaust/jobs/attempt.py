@@ -1,18 +1,22 @@
 """Runs one attempt at a job: plans it, produces its files, publishes them."""
 
+from dataclasses import replace
+
+from django.conf import settings
 from django.db import DatabaseError, connection, transaction
 from psycopg.errors import QueryCanceled
 
 from exhaust import tracing
 from exhaust.archive.snapshot import ArchiveChanged
 from exhaust.datasets.base import DatasetLimitExceeded
+from exhaust.engines.errors import EngineError
 from exhaust.failpoints import trigger_failpoint
 from exhaust.files import encryption, orphans, storage, upload, writer
 from exhaust.files.formats import FormatLimitExceeded
 from exhaust.jobs import transitions, withdrawal
 from exhaust.jobs.heartbeat import Heartbeat, LeaseLost
 from exhaust.jobs.plan import PermanentFailure, Plan, WatermarkTimeout, make_plan, require_fit
-from exhaust.jobs.produce import Product, produce, time_limit_message
+from exhaust.jobs.produce import Product, prepare_arrow, produce, time_limit_message
 from exhaust.models import File, Job
 from ingest import logs
 from ingest.db import outages
@@ -59,6 +63,9 @@ def _run(job: Job) -> bool:
         transitions.fail(
             job, "The archive changed while the file was made; the file is made again."
         )
+    except EngineError as error:
+        log.warning("engine.failed", job=job, attempt=job.attempt, error=error)
+        transitions.fail(job, str(error))
     except WatermarkTimeout:  # another's transaction, which is no fault of this job
         transitions.fail(
             job, "Events are still being written; the job is tried again.", counts=False
@@ -96,6 +103,7 @@ def _attempt(job: Job, progress: writer.Progress, heartbeat: Heartbeat) -> bool:
     if not transitions.set_watermark(job, plan.selection.watermark, plan.rows_estimated):
         raise LeaseLost
     require_fit(plan)
+    plan = _choose_parts(plan)
     keys: list[str] = []
     is_published = False
     try:
@@ -107,6 +115,19 @@ def _attempt(job: Job, progress: writer.Progress, heartbeat: Heartbeat) -> bool:
             heartbeat.call_limit.shorten()
             upload.delete_objects(keys)
     return is_published
+
+
+def _choose_parts(plan: Plan) -> Plan:
+    """The plan with the parts of every attempt, where an engine makes them."""
+    if plan.part_edges is not None or plan.archive is None or not settings.EXHAUST_ENGINE:
+        return plan
+    prepare_arrow()
+    from exhaust.jobs import engine_parts
+
+    edges = engine_parts.choose_edges(plan)
+    if edges is not None and not transitions.set_part_edges(plan.job, edges):
+        raise LeaseLost
+    return replace(plan, part_edges=edges)
 
 
 def _publish(plan: Plan, product: Product) -> bool:

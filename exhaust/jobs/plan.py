@@ -4,6 +4,7 @@ The plan is fixed before the first byte. Every attempt at a job plans the same r
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC
 
@@ -18,6 +19,7 @@ from exhaust.datasets.resolve import resolve_selection
 from exhaust.datasets.selection import Selection
 from exhaust.files import encryption, manifest, storage
 from exhaust.files.formats import FORMATS, Format
+from exhaust.jobs import backoff
 from exhaust.models import Job
 from ingest.derive import deriver
 from ingest.feed.watermark import fetch_watermark
@@ -46,6 +48,7 @@ class Plan:
     file_format: Format
     encryption: encryption.FileEncryption
     part_bytes: int  # at which a part ends; 0 for one file
+    part_edges: Sequence[int] | None  # microseconds; None where the bytes alone end parts
     row_limit: int
 
     def make_key(self, suffix: str) -> str:
@@ -107,14 +110,21 @@ def make_plan(job: Job) -> Plan:
         job=job,
         dataset=dataset,
         selection=selection,
-        # a later attempt does without the archive's storage
-        archive=snapshot.find_archive(dataset, selection) if job.attempt == 1 else None,
+        archive=snapshot.find_archive(dataset, selection) if _may_use_archive(job) else None,
         rows_estimated=dataset.estimate_rows(selection),
         file_format=file_format,
         encryption=file_encryption,
         part_bytes=settings.EXHAUST_PART_BYTES if file_format.is_splittable else 0,
+        part_edges=job.part_edges,
         row_limit=min(max_rows, file_format.max_rows or max_rows),
     )
+
+
+def _may_use_archive(job: Job) -> bool:
+    """A later attempt does without the archive's storage, and one of many parts only the last."""
+    if job.part_edges is None:
+        return job.attempt == 1
+    return job.attempt - job.uncounted_attempts < backoff.MAX_ATTEMPTS
 
 
 def require_fit(plan: Plan) -> None:

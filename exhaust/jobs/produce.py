@@ -11,6 +11,7 @@ from django.conf import settings
 from django.db import connection
 
 from exhaust.datasets.events import EVENTS
+from exhaust.datasets.selection import Selection
 from exhaust.failpoints import trigger_failpoint
 from exhaust.files import manifest, parallel_copy, writer
 from exhaust.files.upload import StoredFile, store_file
@@ -50,39 +51,115 @@ def produce(
 def _store_parts(
     plan: Plan, progress: writer.Progress, heartbeat: Heartbeat, keys: list[str]
 ) -> list[StoredFile]:
-    stored = []
-    deadline = time.monotonic() + settings.EXHAUST_MAX_SECONDS
     queries = parallel_copy.CancellableQueries(connection.connection)
-    parts = writer.iter_parts(
-        plan.dataset,
-        plan.selection,
-        progress,
-        plan.file_format,
-        limit=plan.part_bytes,
-        rows=_read_rows(plan, queries),
-    )
+    store = Store(plan, heartbeat, keys, queries)
     # a query that is left open would block its connection
-    with heartbeat.cancel_on_loss(queries), closing(parts):
-        for part in parts:
-            rows_before = progress.rows
-            checked = _enforce_limits(part, plan, progress, heartbeat, deadline)
-            form = plan.file_format
-            file = _store(plan, checked, form.suffix, form.content_type, keys)
-            stored.append(replace(file, row_count=progress.rows - rows_before))
-    return stored
+    with heartbeat.cancel_on_loss(queries):
+        if plan.part_edges is None:
+            return store.store_rows(plan, progress, plan.part_bytes)
+        return _store_planned_parts(plan, progress, keys, store)
+
+
+def _store_planned_parts(
+    plan: Plan, progress: writer.Progress, keys: list[str], store: "Store"
+) -> list[StoredFile]:
+    prepare_arrow()
+    from exhaust.jobs import engine_parts
+
+    def store_rows(selection: Selection, progress: writer.Progress, limit: int) -> list[StoredFile]:
+        of_rows = replace(plan, selection=selection, archive=None)
+        return store.store_rows(of_rows, progress, limit)
+
+    if plan.archive is None:
+        stored = [
+            file
+            for part in engine_parts.list_parts(plan)
+            for file in store_rows(part.selection, progress, part.limit)
+        ]
+    else:
+        maker = engine_parts.PartsMaker(
+            plan,
+            plan.archive,
+            progress,
+            store.queries,
+            keys,
+            lambda: store.check(progress),
+            store_rows,
+        )
+        stored = maker.make()
+    # an empty part is none, and an empty file has its header
+    filled = [file for file in stored if file.row_count]
+    return filled or stored[:1] or store_rows(plan.selection, progress, 0)
+
+
+class Store:
+    """Stores files of an attempt, while it holds its lease and exceeds no limit."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        heartbeat: Heartbeat,
+        keys: list[str],
+        queries: parallel_copy.CancellableQueries,
+    ) -> None:
+        self.queries = queries
+        self._plan, self._heartbeat, self._keys = plan, heartbeat, keys
+        self._deadline = time.monotonic() + settings.EXHAUST_MAX_SECONDS
+
+    def store_rows(self, plan: Plan, progress: writer.Progress, limit: int) -> list[StoredFile]:
+        """Stores the rows of a plan, or of a part of it, in files of `limit` bytes."""
+        stored = []
+        parts = writer.iter_parts(
+            plan.dataset,
+            plan.selection,
+            progress,
+            plan.file_format,
+            limit=limit,
+            rows=_read_rows(plan, self.queries),
+        )
+        with closing(parts):
+            for part in parts:
+                rows_before = progress.rows
+                checked = self._check_blocks(part, progress)
+                form = plan.file_format
+                file = _store(plan, checked, form.suffix, form.content_type, self._keys)
+                stored.append(replace(file, row_count=progress.rows - rows_before))
+        return stored
+
+    def check(self, progress: writer.Progress) -> None:
+        """Raises `LeaseLost`, and `PermanentFailure` where rows or seconds exceed theirs."""
+        self._heartbeat.require_lease()
+        if progress.rows > self._plan.row_limit:
+            raise PermanentFailure(self._plan.row_limit_message(self._plan.row_limit))
+        if time.monotonic() > self._deadline:
+            raise PermanentFailure(time_limit_message())
+
+    def _check_blocks(self, blocks: Iterator[bytes], progress: writer.Progress) -> Iterator[bytes]:
+        for number, block in enumerate(blocks):
+            self.check(progress)
+            if number in _FAILPOINT_AT_BLOCK:
+                trigger_failpoint(_FAILPOINT_AT_BLOCK[number], self._plan.job.pk)
+            yield block
+        trigger_failpoint("part.last", self._plan.job.pk)
 
 
 def _read_rows(plan: Plan, queries: parallel_copy.CancellableQueries) -> Generator[Any]:
     source = (plan.dataset, plan.selection, plan.file_format)
     if plan.archive is None:
         return writer.iter_rows(*source, statements=queries)
-    # Only a process that reads the archive loads pyarrow, which takes tens of MiB. Its own
-    # allocator keeps some 46 MiB too much; it reads this when it is loaded.
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    prepare_arrow()
     from exhaust.archive import events, read
 
     iter_rows = events.iter_rows if plan.dataset.name == EVENTS.name else read.iter_rows
     return iter_rows(plan.archive, *source, queries)
+
+
+def prepare_arrow() -> None:
+    """Only a process that reads the archive loads pyarrow, which takes tens of MiB.
+
+    Its own allocator keeps some 46 MiB too much; it reads this when it is loaded.
+    """
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 
 def _store_manifest(plan: Plan, files: list[StoredFile], keys: list[str]) -> StoredFile:
@@ -96,26 +173,6 @@ def _store(
     keys.append(plan.make_key(suffix))
     encrypted = plan.encryption.encrypt_blocks(blocks, suffix, plan.job.submitted_at)
     return store_file(keys[-1], plan.encryption.content_type(content_type), encrypted)
-
-
-def _enforce_limits(
-    blocks: Iterator[bytes],
-    plan: Plan,
-    progress: writer.Progress,
-    heartbeat: Heartbeat,
-    deadline: float,
-) -> Iterator[bytes]:
-    """Passes the blocks on while the lease is held and neither rows nor seconds exceed theirs."""
-    for number, block in enumerate(blocks):
-        heartbeat.require_lease()
-        if progress.rows > plan.row_limit:
-            raise PermanentFailure(plan.row_limit_message(plan.row_limit))
-        if time.monotonic() > deadline:
-            raise PermanentFailure(time_limit_message())
-        if number in _FAILPOINT_AT_BLOCK:
-            trigger_failpoint(_FAILPOINT_AT_BLOCK[number], plan.job.pk)
-        yield block
-    trigger_failpoint("part.last", plan.job.pk)
 
 
 # block 40 lies beyond the first part of a multipart upload

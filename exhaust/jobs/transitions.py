@@ -278,6 +278,11 @@ def set_watermark(job: Job, watermark: int, rows_estimated: int) -> bool:
     return bool(owned_job.update(watermark=watermark, rows_estimated=rows_estimated))
 
 
+def set_part_edges(job: Job, part_edges: list[int]) -> bool:
+    """Stores where every attempt's parts begin; False when the lease was lost."""
+    return bool(_owned_job(job).filter(pk=job.pk).update(part_edges=part_edges))
+
+
 def publish(
     job: Job, files: Sequence[File], message: str, precondition: Callable[[], None] = lambda: None
 ) -> bool:
@@ -514,6 +519,7 @@ def resubmit(job: Job, encrypted_key: bytes | None = None, due_at: datetime | No
         submitted_at=read_clock(),
         submitted_xid=CurrentPosition(),
         watermark=None,
+        part_edges=None,
         rows_estimated=None,
         rows_done=0,
         started_at=None,

@@ -95,6 +95,11 @@ class Job(models.Model):
     )
     submitted_xid = XidField(db_default=CurrentPosition(), editable=False)
     watermark = XidField(null=True, editable=False)
+    part_edges = models.JSONField(
+        null=True,
+        editable=False,
+        help_text="Microseconds at which the next part begins, where an engine makes the parts.",
+    )
     rows_estimated = models.BigIntegerField(null=True)
     rows_done = models.BigIntegerField(default=0)
     submitted_at = models.DateTimeField(default=read_clock)

@@ -105,6 +105,10 @@ def parse_job_id(key: str) -> str:
     return match[1] if match else ""
 
 
+Grant = tuple[str, dict[str, str]]  # an address, and the headers that are to be sent
+GRANT_SECONDS = 3600
+
+
 class Storage(Protocol):
     """A place for files. Every method raises `StorageError`, and only named ones another error."""
 
@@ -146,6 +150,12 @@ class Storage(Protocol):
 
     def sign_url(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
         """Returns an address that serves the file as `name` until then; None if unsupported."""
+
+    def grant_read(self, key: str) -> Grant:
+        """Returns with what anyone reads the file for `GRANT_SECONDS`."""
+
+    def grant_write(self, key: str, content_type: str) -> Grant:
+        """Returns with what anyone stores this file, at once, for `GRANT_SECONDS`."""
 
     def probe(self) -> None:
         """Raises `StorageError` when the storage does not answer within two seconds."""

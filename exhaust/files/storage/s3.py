@@ -23,7 +23,9 @@ from django.utils.translation import gettext_noop
 from exhaust.failpoints import trigger_failpoint
 from exhaust.files.storage.base import (
     ANSWER_SECONDS,
+    GRANT_SECONDS,
     PRIVATE_AREA,
+    Grant,
     StorageError,
     StorageOutage,
     content_disposition,
@@ -98,20 +100,20 @@ class S3Storage:
 
     def put(self, key: str, stream: IO[bytes], content_type: str) -> None:
         try:
-            kms_arguments = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._kms_key}
-            is_kms_encrypted = self._kms_key and key.startswith(self._kms_prefix)
             self.client.upload_fileobj(
                 stream,
                 self._bucket,
                 key,
-                ExtraArgs={
-                    "ContentType": content_type,
-                    **(kms_arguments if is_kms_encrypted else {}),
-                },
+                ExtraArgs={"ContentType": content_type, **self._list_kms_arguments(key)},
                 Config=self._transfer,
             )
         except (ClientError, BotoCoreError, Boto3Error) as error:
             raise _storage_error(error) from error
+
+    def _list_kms_arguments(self, key: str) -> dict[str, str]:
+        if not (self._kms_key and key.startswith(self._kms_prefix)):
+            return {}
+        return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._kms_key}
 
     def open(self, key: str) -> IO[bytes]:
         try:
@@ -227,6 +229,22 @@ class S3Storage:
         except (ClientError, BotoCoreError) as error:
             raise _storage_error(error) from error
 
+    def grant_read(self, key: str) -> Grant:
+        return self._grant("get_object", {"Key": key}), {}
+
+    def grant_write(self, key: str, content_type: str) -> Grant:
+        arguments = {"ContentType": content_type, **self._list_kms_arguments(key)}
+        url = self._grant("put_object", {"Key": key, **arguments})
+        return url, {_SIGNED_HEADERS[name]: value for name, value in arguments.items()}
+
+    def _grant(self, operation: str, params: dict[str, str]) -> str:
+        try:
+            return self.client.generate_presigned_url(
+                operation, Params={"Bucket": self._bucket, **params}, ExpiresIn=GRANT_SECONDS
+            )
+        except (ClientError, BotoCoreError) as error:
+            raise _storage_error(error) from error
+
     def probe(self) -> None:
         try:
             self._prober.head_bucket(Bucket=self._bucket)
@@ -253,6 +271,13 @@ class S3Storage:
         except (ClientError, BotoCoreError) as error:
             raise _storage_error(error) from error
         return True
+
+
+_SIGNED_HEADERS = {
+    "ContentType": "Content-Type",
+    "ServerSideEncryption": "x-amz-server-side-encryption",
+    "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
+}
 
 
 def _read_error(error: Exception, key: str) -> Exception:
