@@ -4,6 +4,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import ngettext
@@ -84,6 +85,15 @@ class DestinationForm(forms.ModelForm):
                 self.add_error(field, remedy)
 
 
+class _DestinationList(ChangeList):
+    """Reads what is shown of all destinations of a page together."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        self.result_list = list(self.result_list)
+        destinations.add_facts(self.result_list, 0)
+
+
 @admin.register(Destination)
 class DestinationAdmin(TenantScopedAdmin):
     permission = "administer"
@@ -101,6 +111,9 @@ class DestinationAdmin(TenantScopedAdmin):
     search_fields = ["name", "url"]
     ordering = ["channel", "name"]
     actions = ["pause", "resume", "test", "rewind"]
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return _DestinationList
 
     def pushable_channels(self, request: HttpRequest) -> set[int]:
         """Returns the channels whose personal data the user may send on."""
@@ -198,7 +211,7 @@ class DestinationAdmin(TenantScopedAdmin):
 
     @admin.display(description="Lag")
     def show_lag(self, destination: Destination) -> str:
-        lag = destinations.measure_lag(destination)
+        lag = _find_facts(destination).lag
         if not lag.documents:
             return "none"
         return f"{format_count(lag.documents, 'document')}, {lag.seconds:.0f} s"
@@ -209,7 +222,14 @@ class DestinationAdmin(TenantScopedAdmin):
 
     @admin.display(description="Dead letters")
     def dead_letter_count(self, destination: Destination) -> int:
-        return destinations.count_dead_letters(destination)
+        return _find_facts(destination).dead_letter_count
+
+
+def _find_facts(destination: Destination) -> destinations.Facts:
+    if not hasattr(destination, "facts"):  # a page of one
+        destinations.add_facts([destination], 0)
+    facts: destinations.Facts = destination.facts
+    return facts
 
 
 _STATUS_FIELDS = [

@@ -200,6 +200,7 @@ class DestinationView(NamedView):
         return destination
 
     def present(self, instance: Destination) -> dict[str, Any]:
+        destinations.add_facts([instance])
         return response_bodies.Destination.render(instance)
 
     @extend_schema("saveDestination", response_bodies.Destination, request=DestinationBody)
@@ -388,9 +389,8 @@ class DestinationListView(DatasetView):
         """
         keys.get_caller(request).require("pull")
         channel_id, _ = self.resolve_channel(request)
-        destinations = Destination.objects.filter(channel_id=channel_id).select_related("channel")
-        items = [
-            response_bodies.Destination.render(destination)
-            for destination in destinations.order_by("name")
-        ]
+        rows = Destination.objects.filter(channel_id=channel_id).select_related("channel")
+        found = list(rows.order_by("name"))
+        destinations.add_facts(found)
+        items = [response_bodies.Destination.render(destination) for destination in found]
         return envelope.build_success(self.operation, {"count": len(items), "destinations": items})

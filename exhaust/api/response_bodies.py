@@ -553,14 +553,13 @@ class Destination(Body):
         get=lambda row: row.next_at if row.failures else None,
     )
     cursor = text("Opaque. The position of the next document.", get=destinations.encode_cursor)
-    lag = nested(DestinationLag(), destinations.measure_lag)
+    lag = nested(DestinationLag(), lambda row: row.facts.lag)
     deadLetters = integer(
         "Documents that the receiver rejected and has not accepted since, counted up to 10,000.",
-        get=destinations.count_dead_letters,
+        get=lambda row: row.facts.dead_letter_count,
     )
     deliveries = nested(
-        Delivery(many=True, help_text="The last five."),
-        lambda row: row.deliveries.order_by("-id")[:5],
+        Delivery(many=True, help_text="The last five."), lambda row: row.facts.deliveries
     )
 
 

@@ -1,6 +1,6 @@
 """The destinations of a channel: list, one with its deliveries, form and actions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from typing import Any
 
@@ -95,8 +95,14 @@ _FIELDS_BY_KIND = {
 }
 
 
-def _describe(destination: Destination, lag: destinations.Lag) -> dict[str, Any]:
-    state = destinations.determine_state(destination)
+def _describe(rows: Sequence[Destination]) -> list[dict[str, Any]]:
+    destinations.add_facts(rows, 1, without=[Delivery.Kind.TEST])
+    return [_describe_one(row, row.facts, destinations.determine_state(row)) for row in rows]
+
+
+def _describe_one(
+    destination: Destination, facts: destinations.Facts, state: str
+) -> dict[str, Any]:
     return {
         "destination": destination,
         "host": destinations.describe_host(destination),
@@ -104,9 +110,9 @@ def _describe(destination: Destination, lag: destinations.Lag) -> dict[str, Any]
         "state_label": _STATE_LABELS[state],
         "resource_label": _RESOURCE_LABELS.get(destination.resource, destination.resource),
         "kind_label": _KIND_LABELS[destination.kind][0],
-        "lag": lag,
-        "dead_letter_count": destinations.count_dead_letters(destination),
-        "last": destination.deliveries.exclude(kind=Delivery.Kind.TEST).order_by("-pk").first(),
+        "lag": facts.lag,
+        "dead_letter_count": facts.dead_letter_count,
+        "last": next(iter(facts.deliveries), None),
     }
 
 
@@ -117,8 +123,7 @@ def list_destinations(request: HttpRequest, ctx: ChannelContext) -> HttpResponse
         .select_related("channel")
         .order_by("name")
     )
-    lags = destinations.measure_lags(rows)
-    views = [_describe(destination, lag) for destination, lag in zip(rows, lags, strict=True)]
+    views = _describe(list(rows))
     views.sort(key=lambda view: _STATE_ORDER.index(view["state"]))  # those of a state by name
     context = {"destinations": views, "can_create": ctx.has_any(CREATE_PERMISSION)}
     return render_page(request, ctx, "destinations.html", context)
@@ -139,7 +144,7 @@ def show_destination(request: HttpRequest, ctx: ChannelContext, name: str) -> Ht
     deliveries = list(rows.order_by("-pk")[:MAX_DELIVERIES])
     dead_letters = destination.dead_letters.filter(delivered_at=None).order_by("-pk")
     context = {
-        **_describe(destination, destinations.measure_lag(destination)),
+        **_describe([destination])[0],
         "deliveries": [(each, _DELIVERY_LABELS[each.status]) for each in deliveries],
         "dead_letters": dead_letters[:MAX_DEAD_LETTERS],
         "is_testing": any(each.status == Delivery.Status.WAITING for each in deliveries),

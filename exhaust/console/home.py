@@ -224,7 +224,7 @@ def _read_failing_schedules(ctx: ChannelContext) -> dict[str, Any]:
 
 def _read_failing_destinations(ctx: ChannelContext) -> dict[str, Any]:
     """Reads those that are stopped or fail, and those that lag by minutes."""
-    rows = Destination.objects.filter(channel=ctx.channel_id, paused_at=None).order_by("name")
+    rows = list(Destination.objects.filter(channel=ctx.channel_id, paused_at=None).order_by("name"))
     found = []
     for row, lag in zip(rows, destinations.measure_lags(rows), strict=True):
         state = destinations.determine_state(row)

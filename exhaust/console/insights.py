@@ -264,7 +264,7 @@ def processing_delay(ctx: ChannelContext, period: Period) -> Chart:
     lag = deriver.measure_lag(ctx.channel_id)
     rows = [(_("Sessions and users"), lag.age, lag.events)]
     if ctx.is_administrator:
-        shown = Destination.objects.filter(channel=ctx.channel_id).order_by("name")[:20]
+        shown = list(Destination.objects.filter(channel=ctx.channel_id).order_by("name")[:20])
         for destination, waiting in zip(shown, destinations.measure_lags(shown), strict=True):
             name = _("Destination %(name)s") % {"name": destination.name}
             rows.append((name, timedelta(seconds=waiting.seconds), waiting.documents))

@@ -24,7 +24,8 @@ MAX_BATCH_DOCUMENTS = 1_000
 MAX_BATCH_BYTES = 896_000
 FIRST_READ_ROWS = 200
 SEARCH_SECONDS = 1.0  # for a batch; the destination's next turn goes on from there
-COUNT_SECONDS = 0.2
+COUNT_SECONDS = 0.2  # of one destination
+COUNT_ALL_SECONDS = 1.0  # of those of a list
 SLOWEST_WRITE = timedelta(minutes=5)  # from an arrival, or a session's change, to the commit
 MAX_COUNTED = 10_000  # waiting documents
 
@@ -103,10 +104,12 @@ def rebuild_documents(destination: Destination, delivery: Delivery) -> list[Docu
     return build_documents(destination, _fetch_records(destination, rows))
 
 
-def count_waiting(destination: Destination) -> tuple[int, datetime | None]:
+def count_waiting(
+    destination: Destination, seconds: float = COUNT_SECONDS
+) -> tuple[int, datetime | None]:
     """Returns how many documents wait, up to `MAX_COUNTED`, and since when the first one does.
 
-    After `COUNT_SECONDS` it stops: more may wait then. If it found none, it returns since when the
+    After so many seconds it stops: more may wait then. If it found none, it returns since when the
     rest of the feed waits to be searched.
     """
     watermark_xid = fetch_watermark()
@@ -115,7 +118,7 @@ def count_waiting(destination: Destination) -> tuple[int, datetime | None]:
     position = FeedPosition(destination.cursor_xid, destination.cursor_id)
     field = _time_field(destination)
     count, since = 0, None
-    for window in reader.iterate_windows(every, position, watermark_xid, COUNT_SECONDS):
+    for window in reader.iterate_windows(every, position, watermark_xid, seconds):
         waiting = reader.select_window(wanted, window, watermark_xid)
         since = since or waiting.values_list(field, flat=True).first()
         if since:

@@ -135,6 +135,8 @@ class Destination(Claimable):
     def __str__(self) -> str:
         return self.name
 
+    facts: Any  # `destinations.add_facts` sets it
+
     @property
     def takes_files(self) -> bool:
         return self.kind in self.FILE_KINDS

@@ -168,9 +168,10 @@ class DatabaseCollector(Collector):
             "1 for a destination that is switched off or fails so often that it is only probed.",
             labels=["channel", "destination"],
         )
-        for destination in Destination.objects.select_related("channel"):
+        rows = list(Destination.objects.select_related("channel"))
+        for destination, waiting in zip(rows, destinations.measure_lags(rows), strict=True):
             names = [destination.channel.identifier, destination.name]
-            lag.add_metric(names, destinations.measure_lag(destination).seconds)
+            lag.add_metric(names, waiting.seconds)
             disabled.add_metric(
                 names,
                 float(destinations.determine_state(destination) in ("disabled", "circuit_open")),

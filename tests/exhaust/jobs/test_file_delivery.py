@@ -261,11 +261,11 @@ def test_last_failure_ends_it_until_requeued(server: SFTPServer) -> None:
     server.fault = sftp_server.run_full
     Delivery.objects.update(attempt=file_delivery.BACKOFF.max_attempts - 1)
     assert deliver().status == "dead"
-    assert destinations.count_dead_letters(destination) == 1
+    assert destinations.count_dead_letters([destination]) == {destination.pk: 1}
     server.fault = lambda files: None
     assert destinations.requeue(destination) == 1
     assert deliver().status == "delivered"
-    assert destinations.count_dead_letters(destination) == 0
+    assert destinations.count_dead_letters([destination]) == {destination.pk: 0}
 
 
 def test_saving_tries_again_at_once(server: SFTPServer) -> None:
