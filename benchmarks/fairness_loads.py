@@ -156,7 +156,7 @@ LOADS: dict[str, tuple[Load, ...]] = {
     "dataset/v1/request/list/<tag>": (Load(query="limit=1000", values={"tag": "many"}),),
     "dataset/v1/request/search": (
         acts("", {"request": {"limit": 1000}}),
-        acts("search, slow numbers", f'{{"request":{SLOW_NUMBERS * 60}}}'.replace("][", ",")),
+        acts("search, slow numbers", f'{{"request":{SLOW_NUMBERS * 11}}}'.replace("][", ",")),
     ),
     "dataset/v1/request/cancel/<tag>": (Load(method="POST", query=READ, row="cancel, retry"),),
     "dataset/v1/request/retry/<tag>": (Load(method="POST", query=READ, row="cancel, retry"),),

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Case, Count, OuterRef, Q, QuerySet, Subquery, When
+from django.db.models import Case, Count, OuterRef, Prefetch, Q, QuerySet, Subquery, When
 from django.db.models.functions import Now
 
 from exhaust.datasets import DATASETS
 from exhaust.feed import cursor
-from exhaust.models import Job, OwnDataset
+from exhaust.models import Job, Link, OwnDataset
 from ingest.models import Conversation
 
 
@@ -29,7 +29,8 @@ def _jobs_for_display() -> QuerySet[Job]:
     return (
         Job.objects.select_related("channel")
         .defer("definition")
-        .prefetch_related("files__links", "deliveries")
+        # a query for all: without it Django builds the manager's query for each file
+        .prefetch_related(Prefetch("files__links", Link.objects.all()), "deliveries")
         .annotate(
             queue_position=Case(When(status=Job.Status.SUBMITTED, then=Subquery(job_count))),
             database_now=Now(),  # decides which links have expired

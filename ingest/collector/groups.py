@@ -144,18 +144,19 @@ class Backlog:
 
 
 class FairQueue(Generic[Item]):
-    """A queue in which the owners of items take turns."""
+    """A queue in which the owners of items take turns, and in each one's turns its parties do."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Hashable, deque[tuple[Item, int]]] = {}
+        self._waiting: dict[Hashable, dict[Hashable, deque[tuple[Item, int]]]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def put(self, owner: Hashable, item: Item, cost: int) -> None:
-        queue = self._waiting.get(owner)
+    def put(self, owner: Hashable, item: Item, cost: int, party: Hashable = "") -> None:
+        parties = self._waiting.setdefault(owner, {})
+        queue = parties.get(party)
         if queue is None:
-            queue = self._waiting[owner] = deque()
+            queue = parties[party] = deque()
         queue.append((item, cost))
 
     def take(self, max_cost: int, without: Collection[Hashable] = ()) -> list[Item]:
@@ -166,16 +167,19 @@ class FairQueue(Generic[Item]):
         group: list[Item] = []
         total = 0
         while turn := next((o for o in self._waiting.items() if o[0] not in without), None):
-            owner, queue = turn
+            owner, parties = turn
+            party, queue = next(iter(parties.items()))
             item, cost = queue[0]
             if group and total + cost > max_cost:
                 break  # it is the first of the next group
             queue.popleft()
             group.append(item)
             total += cost
-            del self._waiting[owner]
+            del parties[party], self._waiting[owner]
             if queue:
-                self._waiting[owner] = queue  # behind the others
+                parties[party] = queue  # behind the others
+            if parties:
+                self._waiting[owner] = parties
         return group
 
 
@@ -199,11 +203,11 @@ class GroupWorker(Generic[Item, Result]):
         self._idle_count = 0
         self._threads: list[threading.Thread] = []
 
-    async def run(self, owner: Hashable, item: Item, cost: int = 1) -> Result:
+    async def run(self, owner: Hashable, item: Item, cost: int = 1, party: Hashable = "") -> Result:
         """Returns the item's result, or raises its error."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         with self._condition:
-            self._queue.put(owner, (owner, item, future), cost)
+            self._queue.put(owner, (owner, item, future), cost, party)
             if owner in self._busy:
                 pass  # its thread goes on with it
             elif self._idle_count:
@@ -276,10 +280,10 @@ class LoopWorker(Generic[Item, Result]):
         self._busy: set[Hashable] = set()  # owners with items in a group
         self._tasks: set[asyncio.Task[None]] = set()  # or they could be collected
 
-    async def run(self, owner: Hashable, item: Item, cost: int = 1) -> Result:
+    async def run(self, owner: Hashable, item: Item, cost: int = 1, party: Hashable = "") -> Result:
         """Returns the item's result, or raises its error."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.put(owner, (owner, item, future), cost)
+        self._queue.put(owner, (owner, item, future), cost, party)
         if self._idle and owner not in self._busy:
             task = asyncio.ensure_future(self._serve(self._idle.pop()))
             self._tasks.add(task)
@@ -312,7 +316,7 @@ class InlineWorker(Generic[Item, Result]):
     def close(self) -> None:
         """Has nothing to end."""
 
-    async def run(self, owner: Hashable, item: Item, cost: int = 1) -> Result:
+    async def run(self, owner: Hashable, item: Item, cost: int = 1, party: Hashable = "") -> Result:
         outcome = self._work([item])[0]
         if isinstance(outcome, Exception):
             raise outcome

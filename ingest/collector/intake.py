@@ -202,11 +202,12 @@ class Collector:
             self._backlog.enter(owner, work, party)  # not earlier: a slow body is no work
             try:
                 is_compressed = endpoint.is_compressed(sent, call)
-                batch = await self._parse(endpoint, sent, call, owner, is_compressed=is_compressed)
+                parse = partial(_decode_and_parse, endpoint, sent, call)
+                batch = await self._parse(parse, sent, owner, party, is_compressed=is_compressed)
                 if is_compressed:
                     unpacked = sum(len(event.payload) for event in batch.events)
                     reserve(max(0, unpacked - size))
-                result = await self._append(batch, sender, request)
+                result = await self._append(batch, sender, request, party)
             finally:
                 self._backlog.leave(owner, work, party)
         finally:
@@ -215,24 +216,25 @@ class Collector:
         return endpoint.respond(Receipt(call, batch, result, elapsed_ms))
 
     async def _parse(
-        self, endpoint: Endpoint, sent: bytes, call: Call, owner: int, *, is_compressed: bool
+        self, parse: Parse, sent: bytes, owner: int, party: str, *, is_compressed: bool
     ) -> Batch:
-        parse = partial(_decode_and_parse, endpoint, sent, call)
         may_be_slow = is_compressed or len(sent) > MAX_LOOP_BYTES
         if may_be_slow or (len(sent) > MAX_TINY_BYTES and json_body.is_slow(sent)):
-            return await self._parser.run(owner, parse, len(sent))
+            return await self._parser.run(owner, parse, len(sent), party)
         if len(sent) <= MAX_SMALL_BYTES:
             return parse()
-        return await self._loop_parser.run(owner, parse)
+        return await self._loop_parser.run(owner, parse, party=party)
 
-    async def _append(self, batch: Batch, sender: Sender, request: Request) -> StoreResult:
+    async def _append(
+        self, batch: Batch, sender: Sender, request: Request, party: str
+    ) -> StoreResult:
         if not (batch.events or batch.rejections or batch.profiles):
             return _EMPTY
         actor = sender.actor(request) if batch.profiles else None
         cost = max(1, len(batch.events) + len(batch.profiles))
         writer = self._writer if cost < BULK_EVENTS else self._bulk_writer
         pending = Pending(sender.channel_id, batch, actor)
-        return await writer.run(sender.channel_id, pending, cost)
+        return await writer.run(sender.channel_id, pending, cost, party)
 
 
 def _find_party(visit: "_Visit", sender: Sender) -> str:

@@ -21,6 +21,7 @@ from ingest.collector.exchange import Headers, Request, deadlines
 from ingest.collector.servers import Application, build_problem
 from ingest.collector.wsgi_bridge import SEND_SECONDS, Answer, Stream
 from ingest.events import RequestError
+from ingest.limits import token_bucket
 from ingest.limits.admission import MAX_DISCARDED_BYTES, next_retry_seconds
 
 log = logs.get_logger(__name__)
@@ -29,6 +30,8 @@ HEAD_BYTES, MAX_HEADERS = 64 * 1024, 100  # of a head; trailers have as many byt
 BUFFER_BYTES = 64 * 1024  # of a body that the application has not taken
 MAX_DRAINED_BYTES, DRAIN_SECONDS = 1024 * 1024, 1.0  # of one that is read before its answer
 DISCARD_SECONDS = 5.0  # for the rest of a body that is not wanted
+FREE_BYTES = 256 * 1024  # of it; more takes turns with all that the channel or network sends so
+DISCARDED_BYTES_PER_SECOND = 16 * 1024 * 1024
 MAX_CONNECTIONS = 4096  # of a process
 MAX_PIPELINED = 16  # requests that wait on one connection
 _STATUS_LINES = {
@@ -43,6 +46,7 @@ class HttpRequest(Request):
 
     __slots__ = (
         "_arrival",
+        "_paced_size",
         "_pieces",
         "_protocol",
         "_size",
@@ -58,7 +62,7 @@ class HttpRequest(Request):
         super().__init__(*args)
         self._protocol = protocol
         self._pieces: list[bytes] = []
-        self._size = 0
+        self._size = self._paced_size = 0
         self._arrival: asyncio.Future[None] | None = None
         self.awaits_continue = self.headers.get("expect", "").lower() == "100-continue"
         self.is_whole = self.is_cut_off = self.is_unwanted = False
@@ -71,6 +75,10 @@ class HttpRequest(Request):
         if self.is_unwanted:
             if self._size > MAX_DISCARDED_BYTES:
                 self._protocol.transport.close()
+            size = self._size - self._paced_size
+            if size >= BUFFER_BYTES:  # not for each small chunk
+                self._paced_size = self._size
+                self._protocol.slow_down(self, size)
             return False
         self._pieces.append(piece)
         self.wake()
@@ -79,7 +87,7 @@ class HttpRequest(Request):
     def discard(self) -> None:
         """Forgets what has come of the body, and what comes."""
         self.is_unwanted = True
-        self._pieces, self._size = [], 0
+        self._pieces, self._size, self._paced_size = [], 0, FREE_BYTES
 
     async def drain(self) -> None:
         """Waits for the end of a body that is not wanted, unless it is large or slow.
@@ -135,6 +143,24 @@ class HttpRequest(Request):
 
 class _HeadTooLarge(Exception):
     pass
+
+
+class Pace:
+    """Spreads over time what somebody sends for nothing."""
+
+    def __init__(self) -> None:
+        self._ends_at: dict[str, float] = {}  # by name
+
+    def delay(self, name: str, size: int, now: float) -> float:
+        """Returns after how many seconds the next bytes may come."""
+        if len(self._ends_at) > MAX_CONNECTIONS:
+            self._ends_at = {each: ends for each, ends in self._ends_at.items() if ends > now}
+        ends_at = max(now, self._ends_at.get(name, now)) + size / DISCARDED_BYTES_PER_SECOND
+        self._ends_at[name] = ends_at
+        return ends_at - now
+
+
+_pace = Pace()
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -222,6 +248,17 @@ class HttpProtocol(asyncio.Protocol):
         if not self._is_paused and not self.transport.is_closing():
             self._is_paused = True
             self.transport.pause_reading()
+
+    def slow_down(self, request: HttpRequest, size: int) -> None:
+        """Lets a client wait that has sent so many bytes of a body that is not wanted."""
+        name = request.channel or token_bucket.get_client_network(request)
+        seconds = _pace.delay(name, size, self.loop.time())
+        self._pause_reading()
+        self.loop.call_later(seconds, self._go_on, request)
+
+    def _go_on(self, request: HttpRequest) -> None:
+        if request is self._arriving:
+            self.resume_reading()
 
     def close_if_idle(self, now: float) -> None:
         """Closes a connection whose time is over, unless its client still takes the answer."""

@@ -40,17 +40,19 @@ class LoopWriter:
             *works, max_cost=max_cost
         )
 
-    async def run(self, owner: Hashable, pending: Pending, cost: int = 1) -> StoreResult:
+    async def run(
+        self, owner: Hashable, pending: Pending, cost: int = 1, party: Hashable = ""
+    ) -> StoreResult:
         """Returns the result after the commit, or raises `django.db.Error`."""
         batch = pending.batch
         if not batch.events or batch.profiles or batch.is_shared:
-            return await self._fallback.run(owner, pending, cost)
-        result = await self._worker.run(owner, pending, cost)
+            return await self._fallback.run(owner, pending, cost, party)
+        result = await self._worker.run(owner, pending, cost, party)
         if result is None:
-            return await self._fallback.run(owner, pending, cost)
+            return await self._fallback.run(owner, pending, cost, party)
         if batch.rejections:  # without the events, which are committed
             rest = pending._replace(batch=structs.replace(batch, events=[]))
-            await self._fallback.run(owner, rest)
+            await self._fallback.run(owner, rest, party=party)
         return result
 
     def close(self) -> None:

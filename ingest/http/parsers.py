@@ -1,4 +1,7 @@
-"""Reads JSON bodies of the APIs by the rules of ingest: bounded, repaired, numbers in range."""
+"""Reads JSON bodies of the APIs by the rules of ingest: bounded, repaired, numbers in range.
+
+None of them holds events, so they are smaller than those of sources.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +10,8 @@ from rest_framework.parsers import BaseParser
 
 from ingest.adapters import json_body
 from ingest.http import request_body
+
+MAX_BYTES = 1024 * 1024
 
 
 class JSONParser(BaseParser):
@@ -21,5 +26,5 @@ class JSONParser(BaseParser):
         parser_context: Mapping[str, Any] | None = None,
     ) -> Any:
         request = (parser_context or {})["request"]
-        value, _, _ = json_body.parse_value(request_body.read_body(request._request))
+        value, _, _ = json_body.parse_value(request_body.read_body(request._request, MAX_BYTES))
         return value

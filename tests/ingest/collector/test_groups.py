@@ -29,6 +29,18 @@ def test_owners_take_turns():
     assert not queue
 
 
+def test_parties_of_an_owner_take_turns():
+    queue: FairQueue[str] = FairQueue()
+    for item in ("a1", "a2", "a3"):
+        queue.put("own", item, 1, "outsider")
+    queue.put("own", "key", 1, "key")
+    for item in ("b1", "b2"):
+        queue.put("other", item, 1)
+
+    assert queue.take(10) == ["a1", "b1", "key", "b2", "a2", "a3"]
+    assert not queue
+
+
 def test_group_is_bounded_by_cost():
     queue: FairQueue[str] = FairQueue()
     for owner, cost in (("big", 900), ("big", 900), ("small", 1)):

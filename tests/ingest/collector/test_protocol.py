@@ -261,6 +261,35 @@ def test_unwanted_body_is_bounded(monkeypatch: pytest.MonkeyPatch):
     on_connection(talk)
 
 
+def test_unwanted_bodies_of_a_network_are_slow(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(protocol, "DISCARDED_BYTES_PER_SECOND", 2_000_000)
+    monkeypatch.setattr(protocol, "FREE_BYTES", 100_000)
+
+    async def run() -> None:
+        async with serving() as (_, connect):
+            clients = [await connect() for _ in range(2)]
+            for client in clients:
+                await client.send("/unread", more="Content-Length: 800000\r\n", method="POST")
+                client.writer.write(b"x" * 800_000)
+            started_at = asyncio.get_running_loop().time()
+            for client in clients:
+                assert (await client.told())["size"] == 0
+            for client in clients:
+                await client.send("/next")
+                assert (await client.told())["path"] == "/next"
+            assert asyncio.get_running_loop().time() - started_at > 0.4
+
+    uvloop.run(run())
+
+
+def test_pace_is_each_ones_own():
+    pace = protocol.Pace()
+    second = protocol.DISCARDED_BYTES_PER_SECOND
+    assert [pace.delay("a", second, 0.0), pace.delay("a", second, 0.5)] == [1.0, 1.5]
+    assert pace.delay("b", second, 0.5) == 1.0
+    assert pace.delay("a", second // 2, 9.0) == 0.5
+
+
 # Answers -----------------------------------------------------------------------------------------
 
 
