@@ -436,7 +436,7 @@ MIDDLEWARE = [
     "ingest.http.middleware.repeat_lost_reads",
     "ingest.http.middleware.ActorMiddleware",
     "ingest.limits.rate_limits.add_rate_limit_headers",
-    "django.middleware.security.SecurityMiddleware",
+    "ingest.http.middleware.HttpsMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "ingest.http.security_headers.SessionLifetimeMiddleware",

@@ -24,7 +24,7 @@ from ingest.collector.exchange import Headers, Reply, Request, Router
 from ingest.collector.wsgi_bridge import Answer, Stream, WsgiBridge
 from ingest.events import RequestError
 from ingest.http import pages
-from ingest.http.problems import UNKNOWN_HOST
+from ingest.http.problems import HTTPS_ONLY, UNKNOWN_HOST
 from ingest.http.security_headers import API_HEADERS
 
 log = logs.get_logger(__name__)
@@ -147,12 +147,17 @@ def is_secure(request: Request) -> bool:
 
 
 def _refuse_host(request: Request) -> Reply | None:
-    """Returns the reply to a host that is not ours, and to plain http where there is https."""
+    """Returns the reply to a host that is not ours, and to plain http where there is https.
+
+    Only a browser is led there, as `HttpsMiddleware` does.
+    """
     host = request.headers.get("Host") or ""
     if not _is_allowed_host(host):
         log.warning("host.refused", setting="ALLOWED_HOSTS")
         return build_error(request, 400, "host", pages.UNKNOWN_HOST, UNKNOWN_HOST)
     if settings.SECURE_SSL_REDIRECT and not is_secure(request):
+        if not pages.wants_page(request):
+            return build_problem(403, "https_only", HTTPS_ONLY)
         query = f"?{request.query.decode('latin-1')}" if request.query else ""
         location = f"https://{host}{request.path}{query}"
         return Reply(301, content_type=None, headers={"Location": location})

@@ -7,16 +7,30 @@ from django.contrib import messages
 from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.middleware.common import CommonMiddleware
+from django.middleware.security import SecurityMiddleware
 from django.shortcuts import redirect
 from django.utils.functional import SimpleLazyObject
 
 from ingest import audit
 from ingest.audit import Actor
 from ingest.auth import roles
-from ingest.http import pages
+from ingest.http import pages, problems
 from ingest.limits import rate_limits, token_bucket
 from ingest.limits.admission import PROBE_PATHS, note_caller
 from ingest.tenancy import session
+
+
+class HttpsMiddleware(SecurityMiddleware):
+    """Django's `SecurityMiddleware`, but only a browser is led to https.
+
+    A program that followed would show its key to the network each time.
+    """
+
+    def process_request(self, request: HttpRequest) -> Any:
+        response = super().process_request(request)
+        if response is None or pages.wants_page(request):
+            return response
+        return problems.build_response(403, "https_only", problems.HTTPS_ONLY)
 
 
 class HostMiddleware(CommonMiddleware):

@@ -16,6 +16,7 @@ from ingest.limits.admission import next_retry_seconds
 
 log = logs.get_logger(__name__)
 UNREADABLE = "The request is malformed, or has too many fields, files or bytes; send less."
+HTTPS_ONLY = "Send this by https. A key that came by http may be known to others: rotate it."
 UNKNOWN_HOST = "This service has another name; operators add names in ALLOWED_HOSTS."
 
 

@@ -436,6 +436,23 @@ def test_unknown_host_is_refused(app: Any, caplog: pytest.LogCaptureFixture):
     assert "ALLOWED_HOSTS" in caplog.text
 
 
+def test_program_is_not_led_to_https(app: Any, settings: Any):
+    settings.SECURE_SSL_REDIRECT = True
+    settings.EXHAUST_BEHIND_PROXY = 1
+    browser, proxy = ("Accept", "text/html,*/*"), ("X-Forwarded-Proto", "https")
+    refused, led, taken = send(
+        app,
+        *(
+            ("POST", "/v1/telemetry?a=b", b"[]", [*key_headers(), *more])
+            for more in ([], [browser], [proxy])
+        ),
+    )
+    assert (refused.status, json.loads(refused.body)["title"]) == (403, "https_only")
+    assert led.status == 301
+    assert dict(led.headers)["location"].endswith("/v1/telemetry?a=b")
+    assert taken.status == 200
+
+
 # A process that has just started -----------------------------------------------------------------
 
 

@@ -1,18 +1,22 @@
 """Every address answers with the headers; sessions end."""
 
+import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from time import time
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.test import Client
+from django.http import HttpResponse
+from django.test import Client, RequestFactory
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from ingest.auth import sessions
 from ingest.http import security_headers
+from ingest.http.middleware import HttpsMiddleware
 from ingest.models import BrowserSession
 
 pytestmark = pytest.mark.django_db
@@ -173,9 +177,20 @@ def test_repeated_host_is_refused():
 
 def test_https_redirect_has_headers(settings: Any):
     settings.SECURE_SSL_REDIRECT = True
-    answer = Client().get("/admin/")
-    assert answer.status_code == 301
+    answer = Client().get("/admin/", headers={"Accept": "text/html"})
+    assert (answer.status_code, answer["Location"]) == (301, "https://testserver/admin/")
     assert_headers(answer, "/admin/")
+
+
+def test_program_is_not_led_to_https(settings: Any, rf: RequestFactory):
+    """It would show its key to the network each time."""
+    settings.SECURE_SSL_REDIRECT = True
+    middleware = HttpsMiddleware(lambda request: HttpResponse("taken"))
+    call = partial(rf.post, "/dataset/v1/request/search", headers={"X-API-Key": "exh_a"})
+    refused = middleware(call())
+    assert (refused.status_code, json.loads(refused.content)["title"]) == (403, "https_only")
+    assert "rotate it" in json.loads(refused.content)["detail"]
+    assert middleware(call(secure=True)).content == b"taken"
 
 
 # Sessions -----------------------------------------------------------------------------------------
