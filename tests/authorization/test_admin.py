@@ -409,6 +409,17 @@ def test_long_list_is_not_counted(own: Tenant, monkeypatch: pytest.MonkeyPatch):
     assert "3 stored events" in html
 
 
+def test_filter_offers_own_datasets_of_its_channels(own: Tenant, others: list[Tenant]):
+    for place in (own, *others):
+        Job.objects.filter(channel=place.channel).update(
+            dataset=f"{place.names.secret}-set", own_scope="export:private"
+        )
+    client = sign_in_person(own, *PERMISSIONS)
+    html = client.get(page(Job)).content.decode()
+    assert f"?dataset={own.names.secret}-set" in html
+    assert others[0].names.secret not in html
+
+
 def test_filters_read_no_rows(own: Tenant):
     client = sign_in_person(own, *PERMISSIONS)
     with CaptureQueriesContext(connection) as queries:

@@ -18,7 +18,7 @@ from exhaust.api import envelope, jobs
 from exhaust.delivery import callbacks
 from exhaust.feed import cursor
 from exhaust.jobs import attempt, queries, submit, transitions
-from exhaust.models import Job, OwnDataset
+from exhaust.models import Job, Link, OwnDataset
 from ingest.events import RequestError
 from ingest.http.response_fields import Body
 from ingest.models import Conversation
@@ -774,3 +774,15 @@ def test_page_queries_do_not_grow(asker: Client) -> None:
             )
         counts.append(len(queries))
     assert counts[0] == counts[1] < 12
+
+
+def test_page_builds_no_query_for_each_file(asker: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manager's query has annotations, and takes a millisecond to build."""
+    for _ in range(5):
+        make_finished()
+    post(asker, {"request": {}}, SEARCH)  # makes the links
+    manager, built = type(Link.objects), []
+    build = manager.get_queryset
+    monkeypatch.setattr(manager, "get_queryset", lambda self: built.append(1) or build(self))
+    assert len(post(asker, {"request": {}}, SEARCH).json()["result"]["jobs"]) == 5
+    assert len(built) < 5

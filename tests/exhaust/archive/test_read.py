@@ -156,7 +156,9 @@ CHOICES: list[dict[str, Any]] = [
 def test_chosen_columns_have_the_same_bytes(choice: dict[str, Any]) -> None:
     # given
     corpus.store_corpus()
-    refuse(*StoredEvent.objects.values_list("device_id", flat=True)[:2])
+    devices = StoredEvent.objects.values_list("device_id", flat=True)
+    refuse(*devices[:2])
+    refuse(*devices, channel="ORG_002")  # which says nothing of this channel
     config = {**CONFIG, "conversationId": corpus.CONVERSATION, "timezone": "UTC", **choice}
     archive_to()
 
@@ -168,10 +170,10 @@ def test_chosen_columns_have_the_same_bytes(choice: dict[str, Any]) -> None:
     require_same(choose(config), config, ["csv", "jsonl"])
 
 
-def refuse(*devices: str) -> None:
+def refuse(*devices: str, channel: str = "ORG_001") -> None:
     for device in set(devices):
         Participant.objects.update_or_create(
-            channel=make_channel(),
+            channel=make_channel(channel),
             device_id=device,
             defaults={"consent": False, "updated_at": timezone.now()},
         )
