@@ -5,8 +5,8 @@ from typing import Any
 
 from celery import Task, shared_task
 
+from exhaust.archive import due
 from exhaust.archive import objects as archive_objects
-from exhaust.archive import runs as archive_runs
 from exhaust.delivery import callbacks, notices, pump, receiver_tests
 from exhaust.files import last_position, orphans, storage
 from exhaust.jobs import attempt, file_delivery, schedules, transitions, wakeup, withdrawal
@@ -110,7 +110,7 @@ def daily_run() -> None:
 @shared_task(name="exhaust.archive_events", base=WokenTask)
 def archive_events() -> None:
     """Archives a range of each channel that is due, then wakes a worker for the next ranges."""
-    if archive_objects.is_enabled() and archive_runs.archive_due():
+    if archive_objects.is_enabled() and due.archive_due():
         wakeup.enqueue("exhaust.archive_events")
 
 

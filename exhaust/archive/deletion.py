@@ -1,12 +1,14 @@
 """Deletes files that readers no longer need, and objects that no row names."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from django.db import transaction
 from django.db.models import Q, QuerySet
+from django.db.models.functions import Now
 
 from exhaust.archive import objects
+from exhaust.archive.lease import LEASE, RunLost, own_run
 from exhaust.archive.runs import claim_run, lock_state
 from exhaust.failpoints import trigger_failpoint
 from exhaust.metrics import ARCHIVE_ORPHANS
@@ -42,6 +44,17 @@ def replace_files(
         ArchiveFile.objects.bulk_create(new or ())
         ArchiveState.objects.filter(pk=channel_id).update(number=state.number + 1)
     return count
+
+
+@transaction.atomic
+def swap_files(run: ArchiveRun, old: Sequence[ArchiveFile], new: list[ArchiveFile]) -> None:
+    """Puts files in the place of others. Raises `RunLost` where the attempt does not own both."""
+    lock_state(run.channel_id)  # first: everyone locks in this order
+    if not own_run(run).update(lease_until=Now() + LEASE):
+        raise RunLost
+    rows = ArchiveFile.objects.filter(pk__in=[file.pk for file in old])
+    if replace_files(run.channel_id, rows, new) != len(old):
+        raise RunLost
 
 
 def delete_replaced(channel_id: int) -> Iterator[int]:

@@ -15,16 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from django.db import transaction
-from django.db.models.functions import Now
 
 from exhaust.archive import deletion, device_filter, objects, runs, write
-from exhaust.archive.lease import LEASE, Lease, RunLost, own_run
+from exhaust.archive.lease import Lease, RunLost, own_run
 from exhaust.archive.schema import ANSWERS, TABLES
 from exhaust.failpoints import trigger_failpoint
 from exhaust.files import storage
 from exhaust.models import ArchiveFile, ArchiveRun
 from ingest import logs
-from ingest.feed.values import FeedPosition
 
 log = logs.get_logger(__name__)
 PAUSE_SECONDS = 1.0  # while another process, or the storage, has to be waited for
@@ -44,7 +42,7 @@ def erase_device(channel_id: int, device_id: str, record_rows: Callable[[int], N
         log.error("archive.not_reached", channel=channel_id)  # its address was taken away
         sleep(PAUSE_SECONDS)
         return None
-    run = _claim(channel_id)
+    run = runs.claim_rewriting(channel_id)
     try:
         if run is not None:
             trigger_failpoint("archive.rewriting", channel_id)
@@ -59,13 +57,6 @@ def erase_device(channel_id: int, device_id: str, record_rows: Callable[[int], N
             own_run(run).delete()
     sleep(PAUSE_SECONDS)
     return None
-
-
-@transaction.atomic
-def _claim(channel_id: int) -> ArchiveRun | None:
-    state = runs.lock_state(channel_id)
-    position = FeedPosition(state.xid, state.event_id)
-    return runs.claim_run(channel_id, position, position)
 
 
 def _erase(
@@ -132,12 +123,7 @@ def _rewrite(
     trigger_failpoint("archive.rewritten", run.channel_id)
     lease.require()
     with transaction.atomic():
-        runs.lock_state(run.channel_id)  # first: everyone locks in this order
-        if not own_run(run).update(lease_until=Now() + LEASE):
-            raise RunLost
-        old = ArchiveFile.objects.filter(pk=file.pk)
-        if not deletion.replace_files(run.channel_id, old, new):
-            raise RunLost
+        deletion.swap_files(run, [file], new)
         record_rows(erased_rows)
     trigger_failpoint("archive.swapped", run.channel_id)
 

@@ -33,7 +33,7 @@ from ingest.db.clock import read_clock
 from ingest.feed import reader
 from ingest.feed.values import START, FeedPosition
 from ingest.feed.watermark import fetch_watermark
-from ingest.models import Channel, Erasure, StoredEvent
+from ingest.models import Erasure, StoredEvent
 from ingest.models.fields import XidField
 from ingest.privacy import consent
 
@@ -44,22 +44,6 @@ if TYPE_CHECKING:
 log = logs.get_logger(__name__)
 RUN_ROWS = 1_000_000  # at most
 MIN_ROWS = 100_000  # past the hot window; fewer wait until their month is
-
-
-def archive_due() -> bool:
-    """Archives one range of each channel that is due. Returns whether any had one."""
-    is_any = False
-    for channel_id in list(Channel.objects.order_by("id").values_list("pk", flat=True)):
-        try:
-            is_any |= archive_channel(channel_id) is not None
-        except RunLost:
-            log.warning("archive.run_lost", channel=channel_id)
-        except storage.StorageOutage as error:  # the next one would wait as long
-            log.warning("archive.storage_failed", channel=channel_id, error=error)
-            return False
-        except Exception:
-            log.exception("archive.run_failed", channel=channel_id)
-    return is_any
 
 
 def archive_channel(channel_id: int, *, is_forced: bool = False) -> ArchiveRun | None:
@@ -129,6 +113,14 @@ def claim_run(channel_id: int, start: FeedPosition, end: FeedPosition) -> Archiv
     return run
 
 
+@transaction.atomic
+def claim_rewriting(channel_id: int) -> ArchiveRun | None:
+    """Takes the channel's files to change them, without a range; None while an attempt has them."""
+    state = lock_state(channel_id)
+    position = FeedPosition(state.xid, state.event_id)
+    return claim_run(channel_id, position, position)
+
+
 def _find_end(
     channel_id: int, start: FeedPosition, watermark: int, limit: int, is_forced: bool
 ) -> FeedPosition | None:
@@ -142,7 +134,7 @@ def _find_end(
         watermark,
     )
     first = _fetch_first(rows)
-    cutoff = _find_cutoff()
+    cutoff = find_cutoff()
     if first is None or first.received_at >= cutoff:
         return None
     # a day more: around midnight events of two months arrive side by side
@@ -172,10 +164,10 @@ def measure_lag(channel_id: int) -> timedelta:
     start = FeedPosition(state.xid, state.event_id) if state else START
     rows = reader.select_after(StoredEvent.objects.filter(channel_id=channel_id), start)
     first = _fetch_first(rows.only("received_at"))
-    return max(_find_cutoff() - first.received_at, timedelta()) if first else timedelta()
+    return max(find_cutoff() - first.received_at, timedelta()) if first else timedelta()
 
 
-def _find_cutoff() -> datetime:
+def find_cutoff() -> datetime:
     return read_clock() - timedelta(days=settings.EXHAUST_ARCHIVE_AFTER_DAYS)
 
 

@@ -8,6 +8,7 @@ from django.core.management.base import BaseCommand, CommandError
 from exhaust.archive import deletion, objects, runs
 from exhaust.archive.lease import RunLost
 from exhaust.files.storage import StorageError
+from exhaust.models import ArchiveFile
 from ingest.events import format_count
 from ingest.models import Channel
 
@@ -21,9 +22,9 @@ class Command(BaseCommand):
             nargs="?",
             choices=["run", "check", "drop"],
             default="run",
-            help="run (the default) archives; check compares the files with the record and the"
-            " database, and fails where they differ; drop deletes all files: the events stay in"
-            " the database.",
+            help="run (the default) archives, and merges small files of a month; check compares the"
+            " files with the record and the database, and fails where they differ; drop deletes"
+            " all files: the events stay in the database.",
         )
         parser.add_argument(
             "--now", action="store_true", help="run: archive also what is less than a month."
@@ -46,11 +47,18 @@ class Command(BaseCommand):
             ) from None
 
     def _run(self, options: dict[str, Any]) -> None:
+        from exhaust.archive import compact
+
         for channel in Channel.objects.order_by("id"):
             while run := runs.archive_channel(channel.pk, is_forced=options["now"]):
                 for file in run.files.order_by("pk"):
-                    rows, size = format_count(file.row_count, "row"), f"{file.byte_count:,} bytes"
-                    self.stdout.write(f"{channel.identifier}: {file.key}: {rows}, {size}")
+                    self._write(channel, file)
+            while merged := compact.compact_month(channel.pk):
+                self._write(channel, merged)
+
+    def _write(self, channel: Channel, file: ArchiveFile) -> None:
+        rows, size = format_count(file.row_count, "row"), f"{file.byte_count:,} bytes"
+        self.stdout.write(f"{channel.identifier}: {file.key}: {rows}, {size}")
 
     def _check(self, options: dict[str, Any]) -> None:
         from exhaust.archive import check

@@ -12,7 +12,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
 
-from exhaust.archive import objects, runs
+from exhaust.archive import due, objects
 from exhaust.delivery import callbacks, notices, pump, receiver_tests
 from exhaust.files import last_position
 from exhaust.jobs import attempt, file_delivery, schedules, transitions, withdrawal
@@ -106,7 +106,7 @@ class Command(BaseCommand):
         while loop:
             if daily.is_due():
                 daily.run_daily()
-                while objects.is_enabled() and runs.archive_due():
+                while objects.is_enabled() and due.archive_due():
                     self._run_due()
             sleep(PAUSE_SECONDS)
             schedules.submit_due()

@@ -18,7 +18,7 @@ from django.db import OperationalError, connection
 from django.db.models.functions import Now
 
 from exhaust import tasks
-from exhaust.archive import check, deletion, lease, objects, runs, write
+from exhaust.archive import check, deletion, due, lease, objects, runs, write
 from exhaust.failpoints import ARCHIVE_FAILPOINTS
 from exhaust.files import storage
 from exhaust.jobs import wakeup
@@ -511,7 +511,7 @@ def test_task_survives_one_channel(archive: Archive, monkeypatch: pytest.MonkeyP
         return plan_files(range_)
 
     monkeypatch.setattr(write, "plan_files", fail_first)
-    assert runs.archive_due()
+    assert due.archive_due()
     assert ArchiveState.objects.filter(number=1).get().channel == make_channel("ORG_003")
     assert find_faults() == []
 
