@@ -237,9 +237,10 @@ class GroupWorker(Generic[Item, Result]):
             with self._condition:
                 self._busy.difference_update(owner for owner, _, _ in group)
             futures = [future for _, _, future in group]
-            loop = futures[0].get_loop()  # a process has one
-            with suppress(RuntimeError):  # it has ended, and nobody waits
-                loop.call_soon_threadsafe(deliver, futures, outcomes)
+            # a process has one, unless another begins while a thread still works for the last one
+            for loop in {future.get_loop() for future in futures}:
+                with suppress(RuntimeError):  # it has ended, and nobody waits
+                    loop.call_soon_threadsafe(deliver, futures, outcomes)
         connections.close_all()
 
     def _take(self) -> list[tuple[Hashable, Item, asyncio.Future[Result]]]:
@@ -256,9 +257,10 @@ class GroupWorker(Generic[Item, Result]):
 
 
 def deliver(futures: Sequence[asyncio.Future[Any]], outcomes: Sequence[Any]) -> None:
-    """Ends each future with its result or its error."""
+    """Ends each future of the running loop with its result or its error."""
+    loop = asyncio.get_running_loop()
     for future, outcome in zip(futures, outcomes, strict=True):
-        if future.done():
+        if future.done() or future.get_loop() is not loop:
             continue  # its client has gone
         if isinstance(outcome, Exception):
             future.set_exception(outcome)

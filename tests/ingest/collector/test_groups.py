@@ -277,6 +277,36 @@ def test_thread_of_one_owner_holds_up_no_other():
     assert groups == [["busy-0"], ["other-0"], ["other-1"], ["busy-1", "busy-2"]]
 
 
+def test_ended_loop_takes_no_answer_of_the_next():
+    is_started, may_go_on = threading.Event(), threading.Event()
+
+    def work(items: Sequence[int]) -> list[int]:
+        is_started.set()
+        assert may_go_on.wait(10)
+        return [10 * item for item in items]
+
+    worker: GroupWorker[int, int] = GroupWorker("test", work)
+
+    async def leave() -> list[asyncio.Task[int]]:
+        first = asyncio.ensure_future(worker.run("first", 1))
+        await asyncio.to_thread(is_started.wait, 10)
+        left = asyncio.ensure_future(worker.run("owner", 2))
+        await asyncio.sleep(0)
+        return [first, left]  # which are cancelled
+
+    async def wait() -> int:
+        asyncio.get_running_loop().call_later(0.05, may_go_on.set)
+        async with asyncio.timeout(10):
+            return await worker.run("owner", 3)
+
+    asyncio.run(leave())
+    try:
+        assert asyncio.run(wait()) == 30
+    finally:
+        may_go_on.set()
+        worker.close()
+
+
 def test_failed_group_lets_its_owner_go_on():
     async def work(items: Sequence[int]) -> list[int]:
         if 1 in items:

@@ -33,14 +33,15 @@ from tests.ingest.telemetry_samples import answer, encode_batch
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-collector = build_collector(build_senders())
+senders = build_senders()
+collector = build_collector(senders)  # which closes them
 
 
 @pytest.fixture
 def app() -> Any:
     from config.wsgi import application as django
 
-    return Application([collector.find_handler], WsgiBridge(django, build_senders()))
+    return Application([collector.find_handler], WsgiBridge(django, senders))
 
 
 def run_on_loop(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -159,7 +160,7 @@ def test_loop_completes_events_from_stored_ones(app: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(batches, "append_batches", refuse)
     loop_alone = build_collector(build_senders())
-    app = Application([loop_alone.find_handler], WsgiBridge(app, build_senders()))
+    app = Application([loop_alone.find_handler], WsgiBridge(app, senders))
 
     def send_all() -> list[int]:
         async def run() -> list[Answer]:
@@ -526,7 +527,7 @@ def test_full_channel_is_refused_and_others_are_served(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(intake, "CHANNEL_REQUESTS", 1)
     busy = build_collector(build_senders())
-    app = Application([busy.find_handler], WsgiBridge(django, build_senders()))
+    app = Application([busy.find_handler], WsgiBridge(django, senders))
     here, there = key_headers(), key_headers(channels=("ORG_002",))
     of_other = answer(1)
     of_other["context"]["channel"] = "ORG_002"
@@ -563,7 +564,7 @@ def test_outsider_leaves_half_to_the_channel(monkeypatch: pytest.MonkeyPatch):
     keys.create_application("shop", make_channel())
     monkeypatch.setattr(intake, "CHANNEL_REQUESTS", 2)
     busy = build_collector(build_senders())
-    app = Application([busy.find_handler], WsgiBridge(django, build_senders()))
+    app = Application([busy.find_handler], WsgiBridge(django, senders))
     headers, collect = key_headers(), ("POST", "/collect?appId=shop")
 
     async def run() -> list[Answer]:
