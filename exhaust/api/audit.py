@@ -12,7 +12,7 @@ from rest_framework import serializers
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from exhaust.api import envelope, list_fields, response_bodies, responses, validation
+from exhaust.api import channel_bodies, envelope, list_fields, responses, validation
 from exhaust.api.base import DatasetView
 from exhaust.datasets.cells import escape_formula
 from exhaust.feed import cursor
@@ -64,7 +64,7 @@ def render_csv(events: Iterable[AuditEvent]) -> Iterable[bytes]:
     yield format_csv_line(CSV_HEADERS)
     for event in events:
         timestamp = event.recorded_at.astimezone(UTC).isoformat(timespec="milliseconds")
-        cells = list(response_bodies.AuditEvent.render(event).values())[2:-1]
+        cells = list(channel_bodies.AuditEvent.render(event).values())[2:-1]
         details = json.dumps(event.details, sort_keys=True, ensure_ascii=False)
         yield format_csv_line(
             [str(event.pk), timestamp, *(escape_formula(cell) or None for cell in cells), details]
@@ -169,7 +169,7 @@ class AuditView(DatasetView):
                     f'<{request.build_absolute_uri(request.path)}?{query}>; rel="next"'
                 )
         else:
-            items = [response_bodies.AuditEvent.render(event) for event in rows]
+            items = [channel_bodies.AuditEvent.render(event) for event in rows]
             result = {"count": len(items), "entries": items, "nextCursor": next_cursor}
             response = envelope.build_success(self.operation, result)
         return response

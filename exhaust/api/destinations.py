@@ -7,7 +7,7 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust.api import envelope, response_bodies, responses, validation
+from exhaust.api import channel_bodies, envelope, responses, validation
 from exhaust.api.base import DatasetView, NamedView
 from exhaust.api.field_names import EnvelopeSerializer, StrictSerializer
 from exhaust.api.list_fields import Paging
@@ -201,9 +201,9 @@ class DestinationView(NamedView):
 
     def present(self, instance: Destination) -> dict[str, Any]:
         destinations.add_facts([instance])
-        return response_bodies.Destination.render(instance)
+        return channel_bodies.Destination.render(instance)
 
-    @extend_schema("saveDestination", response_bodies.Destination, request=DestinationBody)
+    @extend_schema("saveDestination", channel_bodies.Destination, request=DestinationBody)
     def put(self, request: Request, name: str) -> Response:
         """Create or replace a destination.
 
@@ -220,7 +220,7 @@ class DestinationView(NamedView):
             wakeup.enqueue(receiver_tests.choose_task(destination))
         return self.respond(request, name)
 
-    @extend_schema("readDestination", response_bodies.Destination, 404)
+    @extend_schema("readDestination", channel_bodies.Destination, 404)
     def get(self, request: Request, name: str) -> Response:
         """Get a destination.
 
@@ -242,7 +242,7 @@ class PauseView(DestinationView):
     operation = "destination.pause"
     http_method_names = ["post"]
 
-    @extend_schema("pauseDestination", response_bodies.Destination, 404)
+    @extend_schema("pauseDestination", channel_bodies.Destination, 404)
     def post(self, request: Request, name: str) -> Response:
         """Pause a destination.
 
@@ -256,7 +256,7 @@ class ResumeView(DestinationView):
     operation = "destination.resume"
     http_method_names = ["post"]
 
-    @extend_schema("resumeDestination", response_bodies.Destination, 404)
+    @extend_schema("resumeDestination", channel_bodies.Destination, 404)
     def post(self, request: Request, name: str) -> Response:
         """Resume a destination.
 
@@ -270,7 +270,7 @@ class RewindView(DestinationView):
     operation = "destination.rewind"
     http_method_names = ["post"]
 
-    @extend_schema("rewindDestination", response_bodies.Destination, 404, request=RewindBody)
+    @extend_schema("rewindDestination", channel_bodies.Destination, 404, request=RewindBody)
     def post(self, request: Request, name: str) -> Response:
         """Reposition a destination.
 
@@ -290,7 +290,7 @@ class TestView(DestinationView):
     operation = "destination.test"
     http_method_names = ["get", "post"]
 
-    @extend_schema("testDestination", {202: response_bodies.Delivery}, 404, 409)
+    @extend_schema("testDestination", {202: channel_bodies.Delivery}, 404, 409)
     def post(self, request: Request, name: str) -> Response:
         """Test a destination.
 
@@ -305,7 +305,7 @@ class TestView(DestinationView):
         response["Location"] = request.build_absolute_uri()
         return response
 
-    @extend_schema("readDestinationTest", response_bodies.Delivery, 404)
+    @extend_schema("readDestinationTest", channel_bodies.Delivery, 404)
     def get(self, request: Request, name: str) -> Response:
         """Get the last test of a destination.
 
@@ -318,7 +318,7 @@ class TestView(DestinationView):
 
     def _respond_with(self, delivery: Delivery, status: int) -> Response:
         response = envelope.build_success(
-            self.operation, response_bodies.Delivery.render(delivery), status
+            self.operation, channel_bodies.Delivery.render(delivery), status
         )
         if delivery.ended_at is None:
             response["Retry-After"] = "1"
@@ -365,7 +365,7 @@ class DeadLettersView(DestinationView):
             self.operation,
             {
                 "count": len(shown_rows),
-                "deadLetters": [response_bodies.DeadLetter.render(letter) for letter in shown_rows],
+                "deadLetters": [channel_bodies.DeadLetter.render(letter) for letter in shown_rows],
                 "nextCursor": cursor.encode([shown_rows[-1].pk], query_fingerprint)
                 if has_more
                 else None,
@@ -392,5 +392,5 @@ class DestinationListView(DatasetView):
         rows = Destination.objects.filter(channel_id=channel_id).select_related("channel")
         found = list(rows.order_by("name"))
         destinations.add_facts(found)
-        items = [response_bodies.Destination.render(destination) for destination in found]
+        items = [channel_bodies.Destination.render(destination) for destination in found]
         return envelope.build_success(self.operation, {"count": len(items), "destinations": items})

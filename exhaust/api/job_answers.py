@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from django.http import HttpResponse
 from django.utils.http import parse_etags
 
-from exhaust.api import envelope, list_fields, response_bodies
+from exhaust.api import envelope, job_bodies, list_fields
 from exhaust.api.base import required_scope
 from exhaust.jobs import queries
 from exhaust.jobs.queries import Filters
@@ -47,8 +47,8 @@ class PresentedPage(NamedTuple):
 
 def present_job(row: Job) -> PresentedJob:
     """Returns a job of `queries` or `polling`; it may create links."""
-    state = response_bodies.build_state(row)
-    shown = response_bodies.Job.render(state)
+    state = job_bodies.build_state(row)
+    shown = job_bodies.Job.render(state)
     body = envelope.render(shown)
     return PresentedJob(
         row.pk,

@@ -9,7 +9,7 @@ from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust.api import envelope, job_answers, list_fields, response_bodies, responses, validation
+from exhaust.api import envelope, job_answers, job_bodies, list_fields, responses, validation
 from exhaust.api.base import DatasetView, list_readable, required_scope
 from exhaust.api.job_answers import PresentedJob, PresentedPage
 from exhaust.api.responses import POLLED
@@ -90,7 +90,7 @@ def _complete_config(sent: dict[str, Any], checked: dict[str, Any]) -> dict[str,
 class SubmitView(SubmissionView):
     operation = "request.submit"
 
-    @extend_schema("submitJob", response_bodies.SubmittedJob, request=validation.SubmitBody)
+    @extend_schema("submitJob", job_bodies.SubmittedJob, request=validation.SubmitBody)
     def post(self, request: Request) -> Response:
         """Request an export.
 
@@ -100,14 +100,14 @@ class SubmitView(SubmissionView):
         logs.bind(tag=job.tag, request_id=job.request_id)
         body: Any = request.data
         warnings = validation.list_warnings(body)
-        result = response_bodies.present_submitted(job, warnings)
+        result = job_bodies.present_submitted(job, warnings)
         return envelope.build_success(self.operation, result)
 
 
 class PreviewView(SubmissionView):
     operation = "request.preview"
 
-    @extend_schema("previewJob", response_bodies.Preview, request=validation.SubmitBody)
+    @extend_schema("previewJob", job_bodies.Preview, request=validation.SubmitBody)
     def post(self, request: Request) -> Response:
         """Preview an export.
 
@@ -115,10 +115,10 @@ class PreviewView(SubmissionView):
         """
         submission = self.read_submission(request)
         body: Any = request.data
-        state = response_bodies.PreviewState(
+        state = job_bodies.PreviewState(
             submission, preview.build_preview(submission), validation.list_warnings(body)
         )
-        return envelope.build_success(self.operation, response_bodies.Preview.render(state))
+        return envelope.build_success(self.operation, job_bodies.Preview.render(state))
 
 
 def read_request_id(query: Mapping[str, Any]) -> str:
@@ -168,7 +168,7 @@ class ReadView(JobView):
     operation = "request.info"
     find = staticmethod(polling.fetch_job)
 
-    @extend_schema("readJob", response_bodies.Job, 304, 404, parameters=[ReadQuery, *POLLED])
+    @extend_schema("readJob", job_bodies.Job, 304, 404, parameters=[ReadQuery, *POLLED])
     def get(self, request: Request, tag: str) -> HttpResponse:
         """Get an export.
 
@@ -182,7 +182,7 @@ class ReadView(JobView):
 class CancelView(JobView):
     operation = "request.cancel"
 
-    @extend_schema("cancelJob", response_bodies.Job, 404, 409, parameters=[JobQuery])
+    @extend_schema("cancelJob", job_bodies.Job, 404, 409, parameters=[JobQuery])
     def post(self, request: Request, tag: str) -> Response:
         """Cancel an export.
 
@@ -195,14 +195,14 @@ class CancelView(JobView):
                 "conflict", f"The request is {job.status}; there is nothing to cancel.", 409
             )
         return envelope.build_success(
-            self.operation, response_bodies.present_job(self.fetch_job(request, tag))
+            self.operation, job_bodies.present_job(self.fetch_job(request, tag))
         )
 
 
 class RetryView(JobView):
     operation = "request.retry"
 
-    @extend_schema("retryJob", response_bodies.Job, 404, 409, parameters=[JobQuery])
+    @extend_schema("retryJob", job_bodies.Job, 404, 409, parameters=[JobQuery])
     def post(self, request: Request, tag: str) -> Response:
         """Retry an export.
 
@@ -217,7 +217,7 @@ class RetryView(JobView):
                 409,
             )
         return envelope.build_success(
-            self.operation, response_bodies.present_job(self.fetch_job(request, tag))
+            self.operation, job_bodies.present_job(self.fetch_job(request, tag))
         )
 
 

@@ -1,11 +1,11 @@
-"""The responses of the dataset API around `response_bodies`: envelope, lists, download."""
+"""The responses of the dataset API around their bodies: envelope, lists, download."""
 
 from typing import Any
 
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
 
-from exhaust.api import response_bodies
-from exhaust.api.response_bodies import TAG
+from exhaust.api import channel_bodies, job_bodies
+from exhaust.api.job_bodies import TAG
 from exhaust.files.formats import FORMATS
 from ingest.http.response_fields import Body, choice, empty_object, integer, text
 from ingest.http.schema import JSON
@@ -27,7 +27,7 @@ class JobList(Body):
     """Exports, the newest first."""
 
     count = integer("In a list: the exports on this page. In a search: all that match.")
-    jobs = response_bodies.Job(many=True, help_text="The exports.")
+    jobs = job_bodies.Job(many=True, help_text="The exports.")
     nextCursor = text(NEXT, allow_null=True)
 
 
@@ -43,7 +43,7 @@ class ScheduleList(Body):
     """Schedules, by name."""
 
     count = integer("The number of schedules on this page.")
-    schedules = response_bodies.Schedule(many=True, help_text="The schedules.")
+    schedules = channel_bodies.Schedule(many=True, help_text="The schedules.")
     nextCursor = text(NEXT, allow_null=True)
 
 
@@ -57,14 +57,14 @@ class DestinationList(Body):
     """The channel's destinations, by name."""
 
     count = integer("The number of destinations.")
-    destinations = response_bodies.Destination(many=True, help_text="The destinations.")
+    destinations = channel_bodies.Destination(many=True, help_text="The destinations.")
 
 
 class DeadLetterList(Body):
     """Rejected documents, the oldest first."""
 
     count = integer("The number of dead letters on this page.")
-    deadLetters = response_bodies.DeadLetter(many=True, help_text="The dead letters.")
+    deadLetters = channel_bodies.DeadLetter(many=True, help_text="The dead letters.")
     nextCursor = text(NEXT, allow_null=True)
 
 
@@ -78,7 +78,7 @@ class AuditPage(Body):
     """Actions in a channel, by time."""
 
     count = integer("The number of entries on this page.")
-    entries = response_bodies.AuditEvent(many=True, help_text="The entries.")
+    entries = channel_bodies.AuditEvent(many=True, help_text="The entries.")
     nextCursor = text(NEXT, allow_null=True)
 
 

@@ -7,7 +7,7 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust.api import envelope, list_fields, response_bodies, responses, validation
+from exhaust.api import channel_bodies, envelope, list_fields, responses, validation
 from exhaust.api.base import DatasetView, NamedView, required_scope
 from exhaust.api.field_names import EnvelopeSerializer, StrictSerializer
 from exhaust.datasets.layout import COLUMN_FIELDS
@@ -126,9 +126,9 @@ class ScheduleView(NamedView):
         return schedule
 
     def present(self, instance: Schedule) -> dict[str, Any]:
-        return response_bodies.present_schedule(instance)
+        return channel_bodies.present_schedule(instance)
 
-    @extend_schema("saveSchedule", response_bodies.Schedule, request=ScheduleBody)
+    @extend_schema("saveSchedule", channel_bodies.Schedule, request=ScheduleBody)
     def put(self, request: Request, name: str) -> Response:
         """Create or replace a schedule.
 
@@ -148,7 +148,7 @@ class ScheduleView(NamedView):
         schedules.save(schedule)
         return self.respond(request, name)
 
-    @extend_schema("readSchedule", response_bodies.Schedule, 404)
+    @extend_schema("readSchedule", channel_bodies.Schedule, 404)
     def get(self, request: Request, name: str) -> Response:
         """Get a schedule.
 
@@ -170,7 +170,7 @@ class PauseView(ScheduleView):
     operation = "schedule.pause"
     http_method_names = ["post"]
 
-    @extend_schema("pauseSchedule", response_bodies.Schedule, 404)
+    @extend_schema("pauseSchedule", channel_bodies.Schedule, 404)
     def post(self, request: Request, name: str) -> Response:
         """Pause a schedule.
 
@@ -184,7 +184,7 @@ class ResumeView(ScheduleView):
     operation = "schedule.resume"
     http_method_names = ["post"]
 
-    @extend_schema("resumeSchedule", response_bodies.Schedule, 404, 409)
+    @extend_schema("resumeSchedule", channel_bodies.Schedule, 404, 409)
     def post(self, request: Request, name: str) -> Response:
         """Resume a schedule.
 
@@ -213,7 +213,7 @@ class ScheduleListView(DatasetView):
             {
                 "count": len(page.schedules),
                 "schedules": [
-                    response_bodies.present_schedule(schedule) for schedule in page.schedules
+                    channel_bodies.present_schedule(schedule) for schedule in page.schedules
                 ],
                 "nextCursor": page.cursor,
             },

@@ -13,7 +13,7 @@ from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from exhaust.api import downloads, response_bodies, validation
+from exhaust.api import downloads, job_bodies, validation
 from exhaust.console import snippets
 from exhaust.console.exports import JobView, job_url, job_views
 from exhaust.console.permissions import (
@@ -174,7 +174,7 @@ def _may_audit(ctx: ChannelContext) -> bool:
 
 def _show_overview(ctx: ChannelContext, view: JobView) -> dict[str, Any]:
     job = view.job
-    delivery = response_bodies.find_file_delivery(job)
+    delivery = job_bodies.find_file_delivery(job)
     now = links.database_now()
     files = []
     for file in view.files:
@@ -186,10 +186,10 @@ def _show_overview(ctx: ChannelContext, view: JobView) -> dict[str, Any]:
         "default_life": share_lives()[0 if view.is_private else -1],
         "share_uses": SHARE_USES,
         "most_uses": Link.MAX_USES if view.is_private else None,
-        "callback": response_bodies.JobCallback.render(response_bodies.find_callback(job))
+        "callback": job_bodies.JobCallback.render(job_bodies.find_callback(job))
         if job.callback_url
         else None,
-        "delivery": delivery and response_bodies.JobDelivery.render(delivery),
+        "delivery": delivery and job_bodies.JobDelivery.render(delivery),
         "steps": list_steps(job),
         "retention": settings.EXHAUST_FILE_RETENTION_DAYS,
     }

@@ -16,7 +16,7 @@ from django.http import HttpRequest, HttpResponse, QueryDict
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from exhaust.api import list_fields, response_bodies
+from exhaust.api import job_bodies, list_fields
 from exhaust.console.permissions import (
     SUBMIT_PERMISSIONS,
     ChannelContext,
@@ -211,7 +211,7 @@ def job_views(rows: list[Job]) -> list[JobView]:
             JobView(
                 job=job,
                 conversation=names.get(identifier) or identifier,
-                progress=response_bodies.JobProgress.render(job),
+                progress=job_bodies.JobProgress.render(job),
                 remaining=_remaining_time(job),
                 files=sorted(files, key=lambda file: file.part),
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from exhaust.api import audit, response_bodies
+from exhaust.api import audit, channel_bodies
 from ingest.audit import hash_chain
 from ingest.models import AuditDigest
 
@@ -34,7 +34,7 @@ class Command(BaseCommand):
         else:
             for event in events:
                 self.stdout.write(
-                    json.dumps(response_bodies.AuditEvent.render(event), ensure_ascii=False)
+                    json.dumps(channel_bodies.AuditEvent.render(event), ensure_ascii=False)
                 )
         return None
 

@@ -8,7 +8,7 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from exhaust.api import response_bodies
+from exhaust.api import job_bodies
 from exhaust.delivery import callbacks
 from exhaust.files import links
 from exhaust.jobs import polling, queries, submit, transitions
@@ -70,12 +70,12 @@ def test_fetch_matches_orm() -> None:
         slow = queries.find_job(job.channel_id, job.tag, job.request_id)
         assert fast is not None
         assert slow is not None
-        first = response_bodies.present_job(fast)  # it may make a link, which the next one shows
+        first = job_bodies.present_job(fast)  # it may make a link, which the next one shows
         reread = polling.fetch_job(job.channel_id, job.tag, job.request_id)
         assert reread is not None
         slow = queries.find_job(job.channel_id, job.tag, job.request_id)
         assert slow is not None
-        assert first == response_bodies.present_job(slow) == response_bodies.present_job(reread)
+        assert first == job_bodies.present_job(slow) == job_bodies.present_job(reread)
 
 
 def test_tag_pages_match_orm() -> None:
@@ -90,8 +90,8 @@ def test_tag_pages_match_orm() -> None:
     while True:
         fast, slow = (reader(filters, 4, cursor) for reader in readers)
         assert [job.pk for job in fast.jobs] == [job.pk for job in slow.jobs]
-        assert [response_bodies.present_job(job) for job in fast.jobs] == [
-            response_bodies.present_job(job) for job in queries.search_jobs(filters, 4, cursor).jobs
+        assert [job_bodies.present_job(job) for job in fast.jobs] == [
+            job_bodies.present_job(job) for job in queries.search_jobs(filters, 4, cursor).jobs
         ]
         request_ids += [job.request_id for job in fast.jobs]
         readers.reverse()
