@@ -138,7 +138,10 @@ TIMED = {
 CHECKS = {
     "feed --events 0 --sessions 0": "checks that the feed skips and repeats no event",
 }
-REPORTS = {"explain": "query plans of a batch and of an export"}
+REPORTS = {
+    "explain": "query plans of a batch and of an export",
+    "cluster": "exports by Ray on network namespaces; needs root and the extra ray",
+}
 
 
 def main() -> int:
