@@ -26,6 +26,7 @@ from ingest.models import (
     Role,
     StoredEvent,
 )
+from ingest.store.replay import ReplayCounts
 from tests.authorization.world import OTHER, OWN, Names, Tenant, make_tenant, rows_of
 from tests.exhaust.factories import make_answer, send_events
 
@@ -418,6 +419,29 @@ def test_filter_offers_own_datasets_of_its_channels(own: Tenant, others: list[Te
     html = client.get(page(Job)).content.decode()
     assert f"?dataset={own.names.secret}-set" in html
     assert others[0].names.secret not in html
+
+
+def test_form_offers_own_datasets_of_its_channels(own: Tenant, others: list[Tenant]):
+    html = sign_in_person(own, *PERMISSIONS).get(f"{page(Job)}add/").content.decode()
+    assert f'value="own-{own.names.letters}"' in html
+    assert f'value="own-{others[0].names.letters}"' not in html
+
+
+def test_replay_takes_the_selected_events(
+    own: Tenant, others: list[Tenant], monkeypatch: pytest.MonkeyPatch
+):
+    replayed: list[int] = []
+
+    def replay(rows: Any) -> ReplayCounts:
+        replayed.extend(row.pk for row in rows)
+        return ReplayCounts()
+
+    monkeypatch.setattr("ingest.admin.replay", replay)
+    selected = RejectedEvent.objects.get(channel=own.channel)
+    sign_in_person(own, *PERMISSIONS).post(
+        page(RejectedEvent), {"action": "replay", "_selected_action": [selected.pk]}
+    )
+    assert replayed == [selected.pk]
 
 
 def test_filters_read_no_rows(own: Tenant):
