@@ -5,8 +5,9 @@ made. The job keeps the times: every attempt makes the same parts. Rows behind t
 go to the engine with the part, unless they are many: then this worker makes the part.
 """
 
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from contextvars import copy_context
@@ -46,6 +47,7 @@ PART_ROWS = 262_144  # at which a part ends
 LATE_ROWS = 100_000  # of a part that an engine makes
 AHEAD = 2  # parts of a core that are given to an engine at once
 TRIES = 3  # of a part
+PART_SECONDS = 300.0  # after which a part is given again: its node may be cut off without a word
 _WAIT_SECONDS = 0.5
 
 
@@ -136,6 +138,7 @@ class _Part:
     work: Any = None  # `PartWork`, once the part is planned
     files: Sequence[int] = ()  # of the archive, in the order of the work's sources
     tries: int = 0
+    given_at: float = 0.0
     stored: list[StoredFile] = field(default_factory=list)
 
 
@@ -210,7 +213,10 @@ class PartsMaker:
                     self._submit(engine, part)
                 else:
                     rows_thread.add(part)
+            self._repeat_silent(engine, pending.values())
             for number, outcome in engine.wait(_WAIT_SECONDS if pending else 0):
+                if number not in pending:  # given twice, and made twice: the same bytes
+                    continue
                 part = pending.pop(number)
                 if isinstance(outcome, PartResult):
                     self.take(part, outcome)
@@ -220,6 +226,12 @@ class PartsMaker:
                     self._submit(engine, part)
             rows_thread.check(0 if pending else _WAIT_SECONDS)
         self._progress.rows = self._made_rows + self._row_progress.rows
+
+    def _repeat_silent(self, engine: Engine, parts: Iterable[_Part]) -> None:
+        for part in parts:
+            if time.monotonic() - part.given_at > PART_SECONDS:
+                log.warning("part.repeated", part=part.number + 1)
+                self._submit(engine, part)
 
     def _submit(self, engine: Engine, part: _Part) -> None:
         """Gives the part to the engine, with addresses that are new."""
@@ -233,6 +245,7 @@ class PartsMaker:
             sources=[Source(objects.grant_read(file.key), file.byte_count) for file in files],
             target=storage.get_storage().grant_write(part.key, content_type),
         )
+        part.given_at = time.monotonic()
         engine.submit(part.number, work)
 
     def take(self, part: _Part, result: PartResult) -> None:

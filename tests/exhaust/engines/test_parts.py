@@ -241,6 +241,27 @@ def test_part_of_a_killed_process_is_made_again(
 
 
 @pytest.mark.usefixtures("archive")
+def test_part_without_an_answer_is_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    send_awkward()
+    job = make_claimed(config=CONFIG)
+    submit = processes.Processes.submit
+    given: list[int] = []
+
+    def lose_first(engine: Any, number: int, work: Any) -> None:
+        given.append(number)
+        if given != [0]:
+            submit(engine, number, work)
+
+    monkeypatch.setattr(processes.Processes, "submit", lose_first)
+    monkeypatch.setattr(engine_parts, "PART_SECONDS", 4.0)
+
+    assert attempt.run(job)
+    *parts, _ = read_files(job)
+    assert [body for _, body in parts] == make_by_rows(job, "csv")
+    assert given.count(0) >= 2
+
+
+@pytest.mark.usefixtures("archive")
 def test_part_that_always_fails_ends_the_attempt(
     monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
