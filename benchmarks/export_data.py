@@ -110,8 +110,9 @@ def dataset_config(months: int) -> dict[str, str]:
     }
 
 
-def create_job(tag: str, months: int, output_format: str = "csv") -> int:
-    from exhaust.datasets.response import RESPONSE
+def create_job(
+    tag: str, months: int, output_format: str = "csv", dataset: str = "uci-response-exhaust"
+) -> int:
     from exhaust.jobs import submit
     from ingest.models import Channel
 
@@ -121,7 +122,7 @@ def create_job(tag: str, months: int, output_format: str = "csv") -> int:
             channel.pk,
             CHANNEL,
             tag,
-            RESPONSE.name,
+            dataset,
             dataset_config(months),
             "benchmark",
             output_format,

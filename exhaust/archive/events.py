@@ -142,11 +142,13 @@ class EventCondition:
 
     selection: Selection
     pruned: FeedPosition
+    sources: Sequence[str] | None = None  # None for all
 
     @property
     def columns(self) -> list[str]:
         selection = self.selection
         return [
+            *(["source"] if self.sources is not None else []),
             "occurred_at",
             "superseded_xid",
             *(["type"] if selection.types else []),
@@ -173,6 +175,9 @@ class EventCondition:
             & (superseded_xid.is_null() | (superseded_xid >= selection.watermark))
             & ((xid > pruned.xid) | ((xid == pruned.xid) & (pc.field("id") > pruned.id)))
         )
+        if self.sources is not None:
+            name = pc.field("source").cast(pa.string())
+            condition &= name.isin(pa.array(self.sources, pa.string()))
         if selection.application_id is not None:
             condition &= pc.field("application_id") == selection.application_id
         if selection.conversation_id is not None:
@@ -191,6 +196,55 @@ class EventCondition:
         return condition
 
 
+class EventReader:
+    """Reads columns of the archived events of a selection."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        selection: Selection,
+        names: Sequence[str],
+        sources: Sequence[str] | None = None,
+    ) -> None:
+        self._archive, self._selection, self._sources = archive, selection, sources
+        superseded = pa.array(late.fetch_superseded(selection, "true"), pa.int64())
+        self._rows = RowReader(TABLE, names, superseded)
+
+    def list_groups(self, pool: Pool) -> list[EventGroup]:
+        """The row groups that may hold events of the selection."""
+        files = self._archive.files
+        metadata = pool.map_ahead(fetch_metadata, files)
+        return [
+            group
+            for file, footer in zip(files, metadata, strict=True)
+            for group in describe_groups(file, footer)
+            if group.may_hold(self._selection)
+        ]
+
+    def read_group(self, group: EventGroup, selection: Selection | None = None) -> Any:
+        """The selected rows of a row group, in the order of the file."""
+        selection, pruned = selection or self._selection, self._archive.pruned
+        condition = None
+        if self._sources is not None or not group.is_whole(selection, pruned):
+            condition = EventCondition(selection, pruned, self._sources)
+        return self._rows.read(group.fetch(), condition)
+
+    def iter_tables(self, pool: Pool) -> Iterator[Any]:
+        """Yields the events in the order of arrival."""
+        groups = sorted(self.list_groups(pool), key=lambda group: group.first_xid)
+        sources = {file.pk: number for number, file in enumerate(self._archive.files)}
+        unread = [
+            UnreadGroup(
+                sources[group.file.pk], group.first_xid, group.last.xid, self._read_unread, group
+            )
+            for group in groups
+        ]
+        return pool.map_ahead(read_table, merge_tables(unread, iter(()), order="xid"))
+
+    def _read_unread(self, unread: UnreadGroup) -> Any:
+        return self.read_group(unread.group)
+
+
 # Files --------------------------------------------------------------------------------------------
 
 
@@ -198,13 +252,10 @@ class Exporter:
     """Makes the archived events of a selection into what a format takes."""
 
     def __init__(self, archive: Archive, dataset: Dataset, selection: Selection) -> None:
-        self._archive, self._selection = archive, selection
         self._fields = list(dict.fromkeys(column.path[0] for column in dataset.columns))
         columns = [name for field in self._fields for name in _SOURCES.get(field, (field,))]
         names = list(dict.fromkeys(("xid", "id", *columns)))
-        superseded = pa.array(late.fetch_superseded(selection, "true"), pa.int64())
-        self._rows = RowReader(TABLE, names, superseded)
-        self._condition = EventCondition(selection, archive.pruned)
+        self._reader = EventReader(archive, selection, names)
         participants = Participant.objects.filter(channel=selection.channel_id, consent=False)
         self._refused = pa.array(participants.values_list("device_id", flat=True), pa.string())
         self._applications = dict(
@@ -220,38 +271,15 @@ class Exporter:
         )
 
     def iter_chunks(self, pool: Pool, file_format: Format) -> Iterator[Any]:
-        files = self._archive.files
-        metadata = pool.map_ahead(fetch_metadata, files)
-        groups = sorted(
-            (
-                group
-                for file, footer in zip(files, metadata, strict=True)
-                for group in describe_groups(file, footer)
-                if group.may_hold(self._selection)
-            ),
-            key=lambda group: group.first_xid,
-        )
-        sources = {file.pk: number for number, file in enumerate(files)}
-        unread = [
-            UnreadGroup(
-                sources[group.file.pk], group.first_xid, group.last.xid, self._read_group, group
-            )
-            for group in groups
-        ]
-        tables = pool.map_ahead(read_table, merge_tables(unread, iter(()), order="xid"))
         make = MAKERS[file_format.archive_rows]
 
         def make_all(table: Any) -> list[Any]:
             return list(make(table, self._plan))
 
-        for chunks in pool.map_ahead(make_all, map(self._shape, _split(tables))):
+        for chunks in pool.map_ahead(
+            make_all, map(self._shape, split_tables(self._reader.iter_tables(pool)))
+        ):
             yield from chunks
-
-    def _read_group(self, unread: UnreadGroup) -> Any:
-        """The selected rows of a row group, in the order of the file."""
-        group = unread.group
-        is_whole = group.is_whole(self._selection, self._archive.pruned)
-        return self._rows.read(group.fetch(), None if is_whole else self._condition)
 
     def _shape(self, rows: Any) -> Any:
         """The rows with the fields of the dataset."""
@@ -332,7 +360,7 @@ def find_refused(rows: Any, refused: Any) -> Any:
     return pc.and_(rows.column("is_answer").combine_chunks(), is_device)
 
 
-def _split(tables: Iterator[Any]) -> Iterator[Any]:
+def split_tables(tables: Iterator[Any]) -> Iterator[Any]:
     for table in tables:
         for start in range(0, table.num_rows, MADE_ROWS):
             yield table.slice(start, MADE_ROWS)

@@ -4,14 +4,13 @@ Rows of archived events stay in the database. So an archive that does not answer
 few seconds, and no event. It imports pyarrow only where a page reaches into an archive.
 """
 
-import os
 from collections.abc import Iterator
 from time import monotonic
 
 from django.db.models import BigIntegerField, Value
 
 from exhaust.archive import objects
-from exhaust.archive.snapshot import ArchiveChanged
+from exhaust.archive.snapshot import ArchiveChanged, prepare_arrow
 from exhaust.feed.events import ArchivedEvents, EventFilter
 from exhaust.files.storage import StorageError
 from exhaust.models import ArchiveFile, ArchiveRun
@@ -55,8 +54,7 @@ class _WindowEvents:
         self._chosen, self._watermark, self._limit = chosen, watermark, limit
 
     def __iter__(self) -> Iterator[EventRow]:
-        # pyarrow's own allocator keeps some 46 MiB too much; it reads this when it is loaded
-        os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+        prepare_arrow()
         from exhaust.archive import event_rows
 
         try:

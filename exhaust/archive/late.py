@@ -1,6 +1,6 @@
 """What the files do not know, asked from the database: answers that came or were replaced later."""
 
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -9,7 +9,9 @@ from typing import Any
 import pyarrow as pa
 from django.db import connection
 
+from exhaust.archive import write
 from exhaust.archive.columns import name_archived
+from exhaust.archive.schema import EVENTS
 from exhaust.archive.snapshot import Archive
 from exhaust.datasets import cells
 from exhaust.datasets.base import stream_rows
@@ -88,6 +90,17 @@ def _late_condition(archive: Archive) -> tuple[str, dict[str, Any]]:
     return f"(e.xid, e.id) > (%(place_xid)s{cast}, %(place_id)s)", params
 
 
+def _filter_late(
+    archive: Archive, selection: Selection, condition: str, first_id: int
+) -> tuple[str, dict[str, Any]]:
+    """The SQL condition on the selected rows behind the archived place."""
+    is_late, late_params = _late_condition(archive)
+    where, params = selection.event_filter()
+    # the index by conversation has the ids, so archived rows are passed over in it
+    where += f" AND {condition} AND e.id >= %(first_id)s AND {is_late}"
+    return where, params | late_params | {"first_id": first_id}
+
+
 def _iter_rows(
     archive: Archive,
     selection: Selection,
@@ -96,11 +109,7 @@ def _iter_rows(
     first_id: int,
 ) -> Generator[Any]:
     """Yields id, time, device, session and the payload's cells."""
-    is_late, late_params = _late_condition(archive)
-    where, params = selection.event_filter()
-    params |= late_params | {"first_id": first_id}
-    # the index by conversation has the ids, so archived rows are passed over in it
-    where += f" AND {RESPONSE.condition} AND e.id >= %(first_id)s AND {is_late}"
+    where, params = _filter_late(archive, selection, RESPONSE.condition, first_id)
     envelope = "e.id, {}, e.device_id, e.session_id"
     source = "FROM ingest_storedevent e {} WHERE " + where + " ORDER BY e.occurred_at, e.id"
     rows: Any
@@ -118,3 +127,22 @@ def _iter_rows(
     with stream_rows(sql, params) as rows:
         for *values, payload in rows:
             yield [*values, *read_cells({}, payload, False)]
+
+
+def iter_events(
+    archive: Archive, selection: Selection, names: Sequence[str], condition: str
+) -> Generator[Any]:
+    """Yields the selected events behind the archived place by time, with the archive's columns."""
+    first_id = find_first(archive, selection)
+    if first_id is None:
+        return
+    where, params = _filter_late(archive, selection, condition, first_id)
+    table = replace(EVENTS, schema=pa.schema([EVENTS.schema.field(name) for name in names]))
+    select_list = ", ".join(write.list_envelope(table).values())
+    sql = (
+        f"SELECT {select_list} FROM ingest_storedevent e WHERE {where}"  # noqa: S608
+        " ORDER BY e.occurred_at, e.id"
+    )
+    with stream_rows(sql, params) as rows:
+        while batch := list(islice(rows, TABLE_ROWS)):
+            yield write.make_table(table, batch)

@@ -136,14 +136,14 @@ def _format_times(values: Any, column: PartColumn, before: str, after: str) -> A
     """
     moments = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
     if not column.offsets:
-        return _write_times(moments, before.encode(), f"Z{after}".encode())
+        return write_times(moments, before.encode(), f"Z{after}".encode())
     places = np.searchsorted(np.array(column.changes_us, np.int64), moments, side="right")
     made: Any = None
     for place in np.unique(places):
         minutes = column.offsets[place]
         end = f"{_format_offset(minutes)}{after}".encode()
         of_place = places == place
-        some = _write_times(moments[of_place] + minutes * _MINUTE_US, before.encode(), end)
+        some = write_times(moments[of_place] + minutes * _MINUTE_US, before.encode(), end)
         if len(some) == len(moments):
             return some
         made = pa.nulls(len(moments), pa.string()) if made is None else made
@@ -151,7 +151,8 @@ def _format_times(values: Any, column: PartColumn, before: str, after: str) -> A
     return pa.nulls(0, pa.string()) if made is None else made
 
 
-def _write_times(moments: Any, before: bytes, after: bytes) -> Any:
+def write_times(moments: Any, before: bytes = b"", after: bytes = b"Z") -> Any:
+    """Microseconds in UTC as texts."""
     days = moments // _DAY_US
     distinct_days, indices = np.unique(days, return_inverse=True)
     size = len(before) + 23 + len(after)

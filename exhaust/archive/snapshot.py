@@ -7,11 +7,13 @@ where old events are deleted; an attempt that misses one raises `ArchiveChanged`
 reads the list anew.
 """
 
+import os
 from dataclasses import dataclass
 
 from django.db.models import OuterRef, Subquery
 
 from exhaust.archive import objects
+from exhaust.datasets.answers import AnswerTable
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.events import EVENTS
 from exhaust.datasets.response import RESPONSE
@@ -32,6 +34,14 @@ class Archive:
     files: tuple[ArchiveFile, ...]
     place: FeedPosition  # of the channel's last archived event
     pruned: FeedPosition  # of its last deleted one
+
+
+def prepare_arrow() -> None:
+    """Call it before pyarrow is loaded, which only readers of the archive need.
+
+    Its own allocator keeps some 46 MiB too much; it reads this when it is loaded.
+    """
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 
 def find_archive(dataset: Dataset, selection: Selection) -> Archive | None:
@@ -70,12 +80,12 @@ def find_archive(dataset: Dataset, selection: Selection) -> Archive | None:
 
 def _find_table(dataset: Dataset, selection: Selection) -> str:
     """The table of the archive that has the columns of a dataset; empty for none."""
-    if dataset.definition is not None or selection.limit is not None:
+    if selection.limit is not None:
         return ""
-    if dataset.name == EVENTS.name:
+    if dataset.name == EVENTS.name or dataset.definition is not None:
         return "events"
     is_answer_file = (
-        dataset.name == RESPONSE.name
+        (dataset.name == RESPONSE.name or isinstance(dataset, AnswerTable))
         and bool(selection.conversation_id)
         and selection.application_id is None
         and not selection.types

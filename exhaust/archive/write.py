@@ -4,7 +4,7 @@ PostgreSQL makes the cells by COPY; the portable way makes the same values. Memo
 row group, whatever the range.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -232,7 +232,7 @@ def _build_query(range_: Range, plan: FilePlan, columns: dict[str, str], joins: 
     )
 
 
-def _envelope_sql(table: Table) -> dict[str, str]:
+def list_envelope(table: Table) -> dict[str, str]:
     """Expressions that both databases understand, by column, for all but the answers' cells."""
     special = {
         "xid": "CAST(CAST(e.xid AS text) AS bigint)",
@@ -244,12 +244,12 @@ def _envelope_sql(table: Table) -> dict[str, str]:
         "application": ENVELOPE_SQL["application"],
         "payload": "CAST(e.payload AS text)",
     }
-    if table is ANSWERS:
+    if table.name == ANSWERS.name:
         special |= {"conversation_id": "k.conversation_id", "conversation": "c.identifier"}
     return {
         name: special.get(name, f"e.{name}")
         for name in table.columns
-        if table is EVENTS or name not in PAYLOAD_CELLS
+        if table.name == EVENTS.name or name not in PAYLOAD_CELLS
     }
 
 
@@ -265,7 +265,7 @@ def _iterate_groups(range_: Range, plan: FilePlan, portable: bool) -> Iterator[p
 
 def _copy_groups(range_: Range, plan: FilePlan) -> Iterator[pa.Table]:
     table = plan.table
-    columns, joins = _envelope_sql(table), ""
+    columns, joins = list_envelope(table), ""
     planner_settings = parallel_copy.PLANNER_SETTINGS
     if table is ANSWERS:
         columns |= zip(PAYLOAD_CELLS, cells.cells_sql(_CELL_COLUMNS, "false"), strict=True)
@@ -332,7 +332,7 @@ def _parse_lines(lines: bytearray, types: dict[str, pa.DataType]) -> pa.Table:
 
 def _read_groups(range_: Range, plan: FilePlan) -> Iterator[pa.Table]:
     table = plan.table
-    columns = _envelope_sql(table)
+    columns = list_envelope(table)
     if table is ANSWERS:
         columns["payload"] = "CAST(e.payload AS text)"
     read_cells = cells.make_cell_reader(_CELL_COLUMNS)
@@ -344,11 +344,16 @@ def _read_groups(range_: Range, plan: FilePlan) -> Iterator[pa.Table]:
     with stream_rows(*_build_query(range_, plan, columns, "")) as rows:
         completed: Iterator[Any] = map(complete, rows) if table is ANSWERS else iter(rows)
         for group in _split_rows(completed, table.group_rows):
-            arrays = [
-                pa.array(map(bool, values) if kind == pa.bool_() else values, _plain_type(kind))
-                for values, kind in zip(zip(*group, strict=True), table.schema.types, strict=True)
-            ]
-            yield _shape_group(table, pa.table(arrays, table.columns))
+            yield make_table(table, group)
+
+
+def make_table(table: Table, rows: Sequence[Any]) -> pa.Table:
+    """Returns rows, one at least, that a query of `list_envelope` found."""
+    arrays = [
+        pa.array(map(bool, values) if kind == pa.bool_() else values, _plain_type(kind))
+        for values, kind in zip(zip(*rows, strict=True), table.schema.types, strict=True)
+    ]
+    return _shape_group(table, pa.table(arrays, table.columns))
 
 
 def _measure_row(row: Any) -> int:

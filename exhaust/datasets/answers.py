@@ -5,10 +5,11 @@ The datasets that arrange or count answers read them here.
 
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from django.conf import settings
 from django.db import connection
@@ -32,6 +33,7 @@ DEVICE = _COLUMNS["Device ID"]
 PATH, ID, TITLE = _COLUMNS["X Path"], _COLUMNS["Question Id"], _COLUMNS["Question Title"]
 OPTIONS, ANSWER = _COLUMNS["Question Options"], _COLUMNS["Question Response"]
 TIME = _COLUMNS["Timestamp"]
+Order = Literal["time", "session", "participant"]  # within a session or participant by time
 BY_TIME = "e.occurred_at, e.id"
 NEWEST = "e.occurred_at DESC, e.id DESC"
 
@@ -92,22 +94,45 @@ class AnswerTable(Dataset):
 
 
 def iterate_answers(
-    selection: Selection, columns: Sequence[Column], order: str = BY_TIME, limit: int | None = None
+    selection: Selection, columns: Sequence[Column], order: Order = "time", limit: int | None = None
 ) -> Generator[Sequence[Any]]:
     """Yields the stored device and session, and these cells of each answer.
 
-    A selection with a limit is of a preview, which reads the first `PREVIEW_ANSWERS` only.
+    A limit is one of the first answers, whatever the order. A selection with a limit is of a
+    preview, which reads the first `PREVIEW_ANSWERS` only.
     """
     seconds: int | None = settings.EXHAUST_MAX_SECONDS
     if selection.limit is not None:
         limit, seconds = PREVIEW_ANSWERS, None
-    source, params = _answers_sql(selection, limit)
-    if connection.vendor == "postgresql":
-        sql = f"SELECT e.device_id, e.session_id, {_cells_sql(columns, source)} ORDER BY {order}"
-        with copy_texts(sql, params, seconds) as rows:
+    if selection.archive is not None:
+        rows = selection.archive.iterate_answers(selection, columns, order, limit)
+        with closing(rows):
             yield from rows
         return
-    yield from _read_portably(source, params, columns, order)
+    source, params = _answers_sql(selection, limit)
+    order_sql = _order_sql(order)
+    if connection.vendor == "postgresql":
+        cells_sql = _cells_sql(columns, source)
+        sql = f"SELECT e.device_id, e.session_id, {cells_sql} ORDER BY {order_sql}"
+        with copy_texts(sql, params, seconds) as texts:
+            yield from texts
+        return
+    yield from _read_portably(source, params, columns, order_sql)
+
+
+def _order_sql(order: Order) -> str:
+    if order == "time":
+        return BY_TIME
+    # the same order on both databases, in any locale
+    collation = ' COLLATE "C"' if connection.vendor == "postgresql" else ""
+    return f"e.device_id{collation}, {session_sql(order)}{collation}, {BY_TIME}"
+
+
+def session_sql(order: Order) -> str:
+    """The session, or nothing for a known device whose sessions are one participant's."""
+    if order == "participant":
+        return "CASE WHEN e.device_id = '' THEN e.session_id ELSE '' END"
+    return "e.session_id"
 
 
 def _read_portably(
@@ -236,7 +261,7 @@ def _read_all_versions(selection: Selection) -> _Versions:
     """The versions in all answers, each with its first time and its least title."""
     columns = (TIME, PATH, ID, TITLE)
     rows: Iterable[Sequence[Any]]
-    if connection.vendor == "postgresql":
+    if connection.vendor == "postgresql" and selection.archive is None:
         source, params = _answers_sql(selection, None)
         sql = (
             f"SELECT MIN(cell_0), left(cell_1, {MAX_NAME}), left(cell_2, {MAX_NAME}),"  # noqa: S608

@@ -1,8 +1,9 @@
 """Which of a channel's rows a request reads, as SQL conditions; and days in a time zone."""
 
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
-from typing import Any
+from typing import Any, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django.db import connection
@@ -10,6 +11,18 @@ from django.db import connection
 from exhaust.feed import vocabulary
 from ingest.feed.values import START, FeedPosition
 from ingest.ids import hash_device
+
+
+class ArchivedRows(Protocol):
+    """The archived rows of a selection. See `exhaust.archive.archived`."""
+
+    def iterate_rows(
+        self, dataset: Any, selection: "Selection", file_format: Any, queries: Any
+    ) -> Generator[Any]: ...
+
+    def iterate_answers(
+        self, selection: "Selection", columns: Sequence[Any], order: str, limit: int | None
+    ) -> Generator[Sequence[Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,7 @@ class Selection:
     limit: int | None = None
     device_key: bytes | None = field(default=None, repr=False)  # to hash devices with
     shares_events: bool = False  # whether some are in another conversation first
+    archive: ArchivedRows | None = field(default=None, repr=False)  # None to read rows alone
 
     def event_filter(self, alias: str = "e") -> tuple[str, dict[str, Any]]:
         """The SQL condition on events and its parameters.

@@ -7,20 +7,19 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Self
 
-from django.db import connection
-
 from exhaust.datasets.answers import (
     ANSWER,
-    BY_TIME,
     ID,
     MAX_TITLE,
     PATH,
     TIME,
     AnswerTable,
+    Order,
     Question,
     answer_filter,
     iterate_answers,
     read_text,
+    session_sql,
 )
 from exhaust.datasets.base import DatasetLimitExceeded
 from exhaust.datasets.cells import (
@@ -36,6 +35,7 @@ from exhaust.datasets.selection import Selection
 ROWS = ("session", "participant")
 ANSWERS = ("last", "first", "all")
 ANSWER_SEPARATOR = " | "  # between all answers to a question
+_COLUMNS = (TIME, PATH, ID, ANSWER)
 MAX_ROW_CHARACTERS = 8 * 1024 * 1024
 
 
@@ -104,11 +104,9 @@ class SurveyDataset(AnswerTable):
 
     def _iterate_row_answers(self, selection: Selection) -> Generator[_Row]:
         """Yields the rows by device, then by session. Raises `DatasetLimitExceeded`."""
-        collation = ' COLLATE "C"' if connection.vendor == "postgresql" else ""
-        order = f"e.device_id{collation}, {self._session_sql}{collation}, {BY_TIME}"
         choice = self.config.get("answers", ANSWERS[0])
         row: _Row | None = None
-        with closing(iterate_answers(selection, (TIME, PATH, ID, ANSWER), order)) as answers:
+        with closing(iterate_answers(selection, _COLUMNS, self._order)) as answers:
             for device_id, session_id, occurred_at, path, identifier, answer in answers:
                 has_session = self.has_session_rows or not device_id
                 key = (device_id, session_id if has_session else "")
@@ -142,17 +140,14 @@ class SurveyDataset(AnswerTable):
             yield row
 
     @property
-    def _session_sql(self) -> str:
-        """The session, or nothing for a known device whose sessions share a row."""
-        if self.has_session_rows:
-            return "e.session_id"
-        return "CASE WHEN e.device_id = '' THEN e.session_id ELSE '' END"
+    def _order(self) -> Order:
+        return "session" if self.has_session_rows else "participant"
 
     def count_sql(self, selection: Selection) -> tuple[str, dict[str, Any]]:
         where, params = answer_filter(selection)
         nameless = "CASE WHEN e.device_id = '' AND e.session_id = '' THEN e.id END"
         return (
-            f"SELECT DISTINCT e.device_id, {self._session_sql}, {nameless}"  # noqa: S608
+            f"SELECT DISTINCT e.device_id, {session_sql(self._order)}, {nameless}"  # noqa: S608
             f" FROM ingest_storedevent e WHERE {where}",
             params,
         )

@@ -7,7 +7,7 @@ from django.db import DatabaseError, connection, transaction
 from psycopg.errors import QueryCanceled
 
 from exhaust import tracing
-from exhaust.archive.snapshot import ArchiveChanged
+from exhaust.archive.snapshot import ArchiveChanged, prepare_arrow
 from exhaust.datasets.base import DatasetLimitExceeded
 from exhaust.engines.errors import EngineError
 from exhaust.failpoints import trigger_failpoint
@@ -16,7 +16,7 @@ from exhaust.files.formats import FormatLimitExceeded
 from exhaust.jobs import transitions, withdrawal
 from exhaust.jobs.heartbeat import Heartbeat, LeaseLost
 from exhaust.jobs.plan import PermanentFailure, Plan, WatermarkTimeout, make_plan, require_fit
-from exhaust.jobs.produce import Product, prepare_arrow, produce, time_limit_message
+from exhaust.jobs.produce import Product, produce, time_limit_message
 from exhaust.models import File, Job
 from ingest import logs
 from ingest.db import outages

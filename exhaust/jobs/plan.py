@@ -5,17 +5,19 @@ The plan is fixed before the first byte. Every attempt at a job plans the same r
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 
 from django.conf import settings
 
-from exhaust.archive import snapshot
+from exhaust.archive.archived import ArchivedSelection, find_archived
+from exhaust.archive.snapshot import Archive
 from exhaust.cli.names import make_safe_name
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.layout import arrange_columns
 from exhaust.datasets.own import find_job_dataset
 from exhaust.datasets.resolve import resolve_selection
+from exhaust.datasets.response import RESPONSE
 from exhaust.datasets.selection import Selection
 from exhaust.files import encryption, manifest, storage
 from exhaust.files.formats import FORMATS, Format
@@ -43,13 +45,20 @@ class Plan:
     job: Job
     dataset: Dataset
     selection: Selection
-    archive: snapshot.Archive | None  # what of the selection is archived
     rows_estimated: int
     file_format: Format
     encryption: encryption.FileEncryption
     part_bytes: int  # at which a part ends; 0 for one file
     part_edges: Sequence[int] | None  # microseconds; None where the bytes alone end parts
     row_limit: int
+
+    @property
+    def archive(self) -> Archive | None:
+        """The archived answers, which an engine may make into parts."""
+        archived = self.selection.archive
+        if self.dataset.name != RESPONSE.name or not isinstance(archived, ArchivedSelection):
+            return None
+        return archived.archive
 
     def make_key(self, suffix: str) -> str:
         """A fresh storage key."""
@@ -98,19 +107,20 @@ def _find_format(job: Job) -> Format:
 def make_plan(job: Job) -> Plan:
     """The plan of the job's running attempt.
 
-    Raises `PermanentFailure`, `DatasetLimitExceeded`, `EncryptionUnavailable`, and
-    `WatermarkTimeout`.
+    Raises `PermanentFailure`, `DatasetLimitExceeded`, `EncryptionUnavailable`, `WatermarkTimeout`,
+    `ArchiveChanged` and `StorageError`.
     """
     dataset, file_format = _find_dataset(job), _find_format(job)
     file_encryption = encryption.resolve_for_job(job, Channel.objects.get(pk=job.channel_id))
     selection = select_rows(job, dataset)
+    archive = find_archived(dataset, selection) if _may_use_archive(job) else None
+    selection = replace(selection, archive=archive)
     dataset = dataset.pin_columns(selection, job.config)
     max_rows = settings.EXHAUST_MAX_ROWS
     return Plan(
         job=job,
         dataset=dataset,
         selection=selection,
-        archive=snapshot.find_archive(dataset, selection) if _may_use_archive(job) else None,
         rows_estimated=dataset.estimate_rows(selection),
         file_format=file_format,
         encryption=file_encryption,

@@ -1,6 +1,5 @@
 """Produces a plan's files: rows from database and archive, as bytes, into the storage."""
 
-import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -10,10 +9,13 @@ from typing import Any
 from django.conf import settings
 from django.db import connection
 
-from exhaust.datasets.events import EVENTS
+from exhaust.archive.snapshot import prepare_arrow
+from exhaust.datasets.answers import AnswerTable
+from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import Selection
 from exhaust.failpoints import trigger_failpoint
 from exhaust.files import manifest, parallel_copy, writer
+from exhaust.files.formats import Format
 from exhaust.files.upload import StoredFile, store_file
 from exhaust.jobs.heartbeat import Heartbeat
 from exhaust.jobs.plan import PermanentFailure, Plan
@@ -67,7 +69,7 @@ def _store_planned_parts(
     from exhaust.jobs import engine_parts
 
     def store_rows(selection: Selection, progress: writer.Progress, limit: int) -> list[StoredFile]:
-        of_rows = replace(plan, selection=selection, archive=None)
+        of_rows = replace(plan, selection=replace(selection, archive=None))
         return store.store_rows(of_rows, progress, limit)
 
     if plan.archive is None:
@@ -115,7 +117,7 @@ class Store:
             progress,
             plan.file_format,
             limit=limit,
-            rows=_read_rows(plan, self.queries),
+            rows=read_rows(plan.dataset, plan.selection, plan.file_format, self.queries),
         )
         with closing(parts):
             for part in parts:
@@ -143,23 +145,16 @@ class Store:
         trigger_failpoint("part.last", self._plan.job.pk)
 
 
-def _read_rows(plan: Plan, queries: parallel_copy.CancellableQueries) -> Generator[Any]:
-    source = (plan.dataset, plan.selection, plan.file_format)
-    if plan.archive is None:
-        return writer.iter_rows(*source, statements=queries)
-    prepare_arrow()
-    from exhaust.archive import events, read
-
-    iter_rows = events.iter_rows if plan.dataset.name == EVENTS.name else read.iter_rows
-    return iter_rows(plan.archive, *source, queries)
-
-
-def prepare_arrow() -> None:
-    """Only a process that reads the archive loads pyarrow, which takes tens of MiB.
-
-    Its own allocator keeps some 46 MiB too much; it reads this when it is loaded.
-    """
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+def read_rows(
+    dataset: Dataset,
+    selection: Selection,
+    file_format: Format,
+    queries: parallel_copy.CancellableQueries,
+) -> Generator[Any]:
+    """Yields the rows for `writer.iter_parts`, from wherever they are."""
+    if selection.archive is None or isinstance(dataset, AnswerTable):  # which reads it itself
+        return writer.iter_rows(dataset, selection, file_format, statements=queries)
+    return selection.archive.iterate_rows(dataset, selection, file_format, queries)
 
 
 def _store_manifest(plan: Plan, files: list[StoredFile], keys: list[str]) -> StoredFile:

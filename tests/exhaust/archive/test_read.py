@@ -16,14 +16,15 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
+from exhaust.archive import answers as archived_answers
 from exhaust.archive import late, objects, read, runs, snapshot, write
 from exhaust.archive.row_groups import AnswerGroup
 from exhaust.archive.schema import ANSWERS
-from exhaust.datasets import DATASETS
-from exhaust.datasets.layout import arrange_columns
+from exhaust.datasets import DATASETS, answers, survey
 from exhaust.datasets.resolve import resolve_selection
 from exhaust.datasets.selection import Selection
-from exhaust.files import parallel_copy, storage, writer
+from exhaust.datasets.summary import BY
+from exhaust.files import parallel_copy, storage
 from exhaust.files.formats import FORMATS
 from exhaust.files.parallel_copy import CancellableQueries
 from exhaust.jobs import attempt, transitions
@@ -34,7 +35,10 @@ from ingest.models import Channel, Participant, PruneState, StoredEvent
 from ingest.privacy import erasure
 from tests.conftest import make_channel
 from tests.exhaust import corpus
+from tests.exhaust.archive import compare
 from tests.exhaust.archive.conftest import Archive
+from tests.exhaust.datasets import surveys
+from tests.exhaust.datasets.surveys import SUMMARY, SURVEY, list_options
 from tests.exhaust.factories import (
     BOT,
     RESPONSE,
@@ -45,8 +49,10 @@ from tests.exhaust.factories import (
 )
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("archive")]
+READS = {RESPONSE: 1, SURVEY: 2, SUMMARY: 2}  # how often a file reads each row group
 CONFIG = {"conversationId": BOT, "startDate": "2022-01-01", "endDate": "2022-12-31"}
 OTHER_BOT = "other-bot"
+MEALS = list_options(surveys.MEALS)
 LATER = FeedPosition(2**62, 2**62)
 
 
@@ -54,6 +60,10 @@ LATER = FeedPosition(2**62, 2**62)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "ANSWERS", replace(ANSWERS, group_rows=4))
     monkeypatch.setattr(late, "TABLE_ROWS", 3)
+    monkeypatch.setattr(archived_answers, "TABLE_ROWS", 3)
+    monkeypatch.setattr(archived_answers, "SORTED_BYTES", 1500)
+    monkeypatch.setattr(archived_answers, "SAMPLED_KEYS", 8)
+    monkeypatch.setattr(answers, "SAMPLE_ANSWERS", 9)
 
 
 def archive_to(end: FeedPosition = LATER) -> int:
@@ -100,35 +110,10 @@ def choose(config: dict[str, Any] = CONFIG, watermark: int | None = None) -> Sel
     )
 
 
-def make_parts(
-    selection: Selection,
-    config: dict[str, Any] = CONFIG,
-    file_format: str = "csv",
-    limit: int = 0,
-    *,
-    archived: bool = True,
-) -> list[bytes]:
-    dataset = arrange_columns(DATASETS[RESPONSE], config)
-    chosen_format = FORMATS[file_format]
-    archive = snapshot.find_archive(dataset, selection)
-    rows = None
-    if archived:
-        assert archive is not None
-        rows = read.iter_rows(archive, dataset, selection, chosen_format, CancellableQueries())
-    progress = writer.Progress()
-    parts = writer.iter_parts(dataset, selection, progress, chosen_format, limit=limit, rows=rows)
-    return [*(b"".join(part) for part in parts), f"{progress}".encode()]
-
-
 def require_same(
     selection: Selection, config: dict[str, Any] = CONFIG, formats: Any = FORMATS, limit: int = 0
 ) -> None:
-    for name in formats:
-        rows = make_parts(selection, config, name, limit, archived=False)
-        if name == "csv":  # a readable difference
-            made = make_parts(selection, config, name, limit)
-            assert [part.split(b"\n") for part in made] == [part.split(b"\n") for part in rows]
-        assert make_parts(selection, config, name, limit) == rows, name
+    compare.require_same(RESPONSE, selection, config, formats, limit)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -187,7 +172,13 @@ def make_random_answers(chance: random.Random, count: int, first: int) -> list[d
         # three months in any order, and many at the same moment
         event["ets"] += chance.choice([0, 0, 86_400_000 * 20, 86_400_000 * 50])
         event["ets"] -= (number // 4 % 5) * 60_000 * number
-        event["context"]["did"] = f"device-{number % 7}"
+        event["context"]["did"] = f"device-{number % 7}" if number % 11 else ""
+        event["context"]["sid"] = f"session-{number % 3}" if number % 5 else ""
+        event["context"]["rollup"]["l3"] = f"/{number % 4}"
+        event["edata"]["item"]["id"] = f"q{number % 3}"
+        if number % 3:
+            event["edata"]["item"]["params"] = MEALS
+            event["edata"]["resvalues"] = chance.sample(MEALS, 2)
         event["edata"]["item"]["title"] = chance.choice(texts)
         bots = chance.choice([[BOT], [BOT], [OTHER_BOT], [OTHER_BOT, BOT], [BOT, OTHER_BOT]])
         event["context"]["cdata"] = [{"type": "Conversation", "id": bot} for bot in bots]
@@ -227,12 +218,18 @@ def random_steps(chance: random.Random) -> Iterator[Callable[[], Any]]:
         elif kind == "archive":
             yield lambda: archive_to(pick_place(chance))
         elif kind == "revise":
-            text = f"{number} {chance.choice(texts)}"
+            text = f"{chance.random()} {chance.choice(texts)}"
             yield partial(revise_answer, 1000 + chance.randint(0, 2), text)
         else:
             yield partial(refuse, f"device-{chance.randint(0, 6)}")
     yield lambda: archive_to(pick_place(chance))
     yield lambda: prune_to(pick_place(random.Random(chance.random())))
+
+
+def choose_tables(chance: random.Random) -> list[tuple[str, dict[str, Any]]]:
+    """The datasets that arrange or count answers, each with options."""
+    rows, choice = chance.choice(survey.ROWS), chance.choice(survey.ANSWERS)
+    return [(SURVEY, {"rows": rows, "answers": choice}), (SUMMARY, {"by": chance.choice(BY)})]
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -251,10 +248,12 @@ def test_any_history_has_the_same_bytes(seed: int, small_groups: None) -> None:
             selection = replace(selection, since_xid=chance.choice(watermarks))
         name = chance.choice(list(FORMATS))
         limit = chance.choice([0, 0, 500])
-        archive = snapshot.find_archive(DATASETS[RESPONSE], selection)
-        if archive is not None:
+        if compare.is_archived(RESPONSE, selection):
             require_same(selection, config, ["csv", name], limit)
             compared += 1
+        for dataset, choice in choose_tables(chance):
+            if compare.is_archived(dataset, selection):
+                compare.require_same(dataset, selection, config | choice, ["csv"], limit)
     assert compared
 
 
@@ -310,26 +309,27 @@ def read_groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return numbers
 
 
+@pytest.mark.parametrize(("dataset", "reads"), READS.items())
 def test_job_reads_either_storage(
-    each_archive: Archive, read_groups: list[int], settings: Any
+    each_archive: Archive, read_groups: list[int], settings: Any, dataset: str, reads: int
 ) -> None:
     # given
     send_events(*(make_answer(number) for number in range(9)))
     refuse("device-3")
-    from_rows = run_job()
+    from_rows = run_job(dataset=dataset)
     assert archive_to() == 1
     send_events(make_answer(-5), make_answer(4000))
 
     # when
-    found = [run_job()]
-    assert read_groups == [0]
+    found = [run_job(dataset=dataset)]
+    assert read_groups == [0] * reads
     settings.EXHAUST_ARCHIVE_URL = ""
-    found.append(run_job())
+    found.append(run_job(dataset=dataset))
 
     # then
-    assert from_rows.row_count == 9
-    assert [file.row_count for file in found] == [11, 11]
-    assert found[0].sha256 == found[1].sha256
+    assert len(read_groups) == reads
+    assert from_rows.sha256 != found[0].sha256 == found[1].sha256
+    assert found[0].row_count == found[1].row_count
 
 
 def test_boundary_moves_while_a_file_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,16 +347,17 @@ def test_boundary_moves_while_a_file_is_made(monkeypatch: pytest.MonkeyPatch) ->
     assert run_job().sha256 == expected
 
 
+@pytest.mark.parametrize("dataset", READS)
 def test_job_without_its_archived_file_is_made_of_rows(
-    archive: Archive, read_groups: list[int]
+    archive: Archive, read_groups: list[int], dataset: str
 ) -> None:
     # given
     send_events(*(make_answer(number) for number in range(6)))
-    expected = run_job().sha256
+    expected = run_job(dataset=dataset).sha256
     archive_to()
     for key in archive.list_keys():
         (Path(archive.url) / key).unlink()
-    job = make_claimed()
+    job = make_claimed(dataset=dataset)
 
     # when
     assert not attempt.run(job)
@@ -375,21 +376,25 @@ def test_job_without_its_archived_file_is_made_of_rows(
     assert read_groups == []
 
 
-def test_erased_person_is_in_no_later_file(read_groups: list[int]) -> None:
+@pytest.mark.parametrize("dataset", [RESPONSE, SURVEY])
+def test_erased_person_is_in_no_later_file(read_groups: list[int], dataset: str) -> None:
     send_events(*(make_answer(number) for number in range(6)))
     assert runs.archive_channel(make_channel().pk, is_forced=True) is not None
 
     finished = erasure.erase(make_channel().pk, "device-2", 60)
 
     assert finished.finished_at is not None
-    file = run_job()
+    file = run_job(dataset=dataset)
     assert file.row_count == 5
     assert read_groups
     with storage.get_storage().open(file.key) as content:
         assert b"device-2" not in content.read()
 
 
-def test_file_read_during_an_erasure_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dataset", READS)
+def test_file_read_during_an_erasure_is_not_published(
+    monkeypatch: pytest.MonkeyPatch, dataset: str
+) -> None:
     send_events(*(make_answer(number) for number in range(6)))
     assert runs.archive_channel(make_channel().pk, is_forced=True) is not None
     original = attempt.produce
@@ -399,7 +404,7 @@ def test_file_read_during_an_erasure_is_not_published(monkeypatch: pytest.Monkey
         return original(*args)
 
     monkeypatch.setattr(attempt, "produce", erase_and_produce)
-    job = make_claimed()
+    job = make_claimed(dataset=dataset)
 
     assert not attempt.run(job)
     assert not File.objects.filter(job=job).exists()

@@ -78,7 +78,7 @@ def read_files(job: Job) -> list[tuple[File, bytes]]:
 def make_by_rows(job: Job, name: str) -> list[bytes]:
     """What a worker makes of rows between the job's edges."""
     job.refresh_from_db()
-    whole = replace(plan.make_plan(job), archive=None)
+    whole = plan.make_plan(job)
     made = []
     for part in engine_parts.list_parts(whole):
         progress = writer.Progress()
