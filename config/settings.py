@@ -437,6 +437,7 @@ MIDDLEWARE = [
     "ingest.http.middleware.ActorMiddleware",
     "ingest.limits.rate_limits.add_rate_limit_headers",
     "ingest.http.middleware.HttpsMiddleware",
+    "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "ingest.http.security_headers.SessionLifetimeMiddleware",

@@ -21,16 +21,18 @@ from ingest.tenancy import session
 
 
 class HttpsMiddleware(SecurityMiddleware):
-    """Django's `SecurityMiddleware`, but only a browser is led to https.
+    """Refuses a program's call by http. Django's own, behind it, leads a browser to https.
 
     A program that followed would show its key to the network each time.
     """
 
     def process_request(self, request: HttpRequest) -> Any:
-        response = super().process_request(request)
-        if response is None or pages.wants_page(request):
-            return response
+        if super().process_request(request) is None or pages.wants_page(request):
+            return None
         return problems.build_response(403, "https_only", problems.HTTPS_ONLY)
+
+    def process_response(self, request: HttpRequest, response: Any) -> Any:
+        return response  # headers are set by Django's own
 
 
 class HostMiddleware(CommonMiddleware):
