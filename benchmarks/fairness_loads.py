@@ -276,6 +276,7 @@ LOADS: dict[str, tuple[Load, ...]] = {
     "console/<str:channel>/team/chat": (submits(ACTIONS),),
     "console/<str:channel>/audit/download": (shows("action=a"),),
     "console/<str:channel>/audit": (shows("action=a"),),
+    "console/<str:channel>/archive": (shows(),),
     "console/<path:path>": (shows(path="nothing/here"),),
     # no address of the URL configuration
     "static/admin/css/base.css": (Load(Caller.NOBODY, query="v=@########", row="static"),),
