@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import hypothesis
+import psycopg
 import pytest
 from django.db import connection, transaction
 from django.test import Client, TransactionTestCase
+from django.test.utils import setup_databases, teardown_databases
 
 from exhaust.files import storage
 from exhaust.monitoring import health
@@ -115,19 +118,21 @@ def _starts_processes(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(scope="session")
-def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
-    """Ends the sessions of killed processes and ended threads.
-
-    PostgreSQL drops no database that has one.
-    """
+def django_db_setup(
+    django_test_environment: None, django_db_modify_db_settings: None, django_db_blocker: Any
+) -> Iterator[None]:
+    """The database of the tests, dropped with the sessions that killed processes left in it."""
+    with django_db_blocker.unblock():
+        created = setup_databases(verbosity=0, interactive=False)
     yield
-    if connection.vendor != "postgresql":
-        return
-    with django_db_blocker.unblock(), connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+    with django_db_blocker.unblock():
+        if connection.vendor != "postgresql":
+            teardown_databases(created, verbosity=0)
+            return
+        server = {**connection.get_connection_params(), "dbname": "postgres"}
+        with closing(psycopg.connect(**server)) as admin:
+            admin.autocommit = True
+            admin.execute(f'DROP DATABASE "{connection.settings_dict["NAME"]}" WITH (FORCE)')
 
 
 @pytest.fixture(autouse=True)
