@@ -14,8 +14,6 @@ from exhaust.engines.base import Outcome
 from exhaust.engines.errors import EngineError, PartError
 from exhaust.engines.part import PartWork, Shared, try_part
 
-_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
-
 
 class Processes:
     """So many processes, each of which makes one part at a time."""

@@ -17,12 +17,10 @@ from exhaust.engines.part import PartWork, Shared, try_part
 _CORES_SECONDS = 5.0  # after which we look for nodes that joined or left
 NO_CORES_SECONDS = 60.0  # a lost node may come back
 _STOP_SECONDS = 3.0
+_LOST = "The cluster for large files was lost."
 
 # a worker that dies takes its parts with it at once
 os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "0")
-
-
-_LOST = "The cluster for large files was lost."
 
 
 class RayCluster:
