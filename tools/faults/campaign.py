@@ -275,9 +275,15 @@ class Campaign:
         if installation.replicas:
             installation.replicas.fill_disk()
         else:
+            self._require(truncate_log, "SQLite's log to be empty")
             installation.disk.fill()
+
+        def is_refused() -> bool:
+            installation.disk.take_rest()
+            return statuses()["503"] > before + 8
+
         try:
-            self._require(lambda: statuses()["503"] > before + 8, "a 503 for events: disk full")
+            self._require(is_refused, "a 503 for events: disk full")
             self._require(lambda: installation.read_readiness()[0] == 503, "/readyz: disk full")
         finally:
             installation.disk.empty()
@@ -580,6 +586,15 @@ def load_channels() -> None:
         for size, rows in SIZES.items():
             Conversation.objects.create(channel=channel, identifier=size, name=size)
             store_events(channel, make_events(identifier, size, rows, seed=1), rows)
+
+
+def truncate_log() -> bool:
+    """Empties SQLite's log: its file has room for events on a full disk, else."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        is_busy, *_ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return not is_busy
 
 
 def make_events(channel: str, size: str, rows: int, seed: int) -> Any:

@@ -38,7 +38,11 @@ class Disk:
                 break
         else:
             raise RuntimeError("The disk cannot be made as small as what is on it.")
-        with suppress(OSError), self._filler.open("wb", buffering=0) as filler:
+        self.take_rest()
+
+    def take_rest(self) -> None:
+        """Takes what has become free since."""
+        with suppress(OSError), self._filler.open("ab", buffering=0) as filler:
             while True:
                 filler.write(bytes(os.statvfs(self._folder).f_frsize))
 
