@@ -9,7 +9,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import ngettext
 
-from exhaust.delivery import destinations, paths, receiver_tests
+from exhaust.delivery import destinations, paths, receiver_tests, states
 from exhaust.jobs import wakeup
 from exhaust.models import DeadLetter, Delivery, Destination
 from ingest.admin import (
@@ -91,7 +91,7 @@ class _DestinationList(ChangeList):
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         self.result_list = list(self.result_list)
-        destinations.add_facts(self.result_list, 0)
+        states.add_facts(self.result_list, 0)
 
 
 @admin.register(Destination)
@@ -207,7 +207,7 @@ class DestinationAdmin(TenantScopedAdmin):
 
     @admin.display(description="State")
     def state(self, destination: Destination) -> str:
-        return destinations.determine_state(destination)
+        return states.determine_state(destination)
 
     @admin.display(description="Lag")
     def show_lag(self, destination: Destination) -> str:
@@ -225,10 +225,10 @@ class DestinationAdmin(TenantScopedAdmin):
         return _find_facts(destination).dead_letter_count
 
 
-def _find_facts(destination: Destination) -> destinations.Facts:
+def _find_facts(destination: Destination) -> states.Facts:
     if not hasattr(destination, "facts"):  # a page of one
-        destinations.add_facts([destination], 0)
-    facts: destinations.Facts = destination.facts
+        states.add_facts([destination], 0)
+    facts: states.Facts = destination.facts
     return facts
 
 

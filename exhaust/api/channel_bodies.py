@@ -8,7 +8,7 @@ from typing import Any
 from exhaust.datasets.layout import TIMESTAMPS
 from exhaust.datasets.summary import BY
 from exhaust.datasets.survey import ANSWERS, ROWS
-from exhaust.delivery import destinations
+from exhaust.delivery import destinations, states
 from exhaust.files.formats import FORMATS
 from exhaust.jobs import schedules
 from exhaust.models import Delivery as DeliveryRow
@@ -207,7 +207,7 @@ class Destination(Body):
     signed = flag(
         "Whether a signing secret is stored.", get=lambda row: row.encrypted_secret is not None
     )
-    state = choice("The state.", DESTINATION_STATES, get=destinations.determine_state)
+    state = choice("The state.", DESTINATION_STATES, get=states.determine_state)
     reason = text("Why it is disabled; otherwise empty.", source="disabled_reason")
     failures = integer("The number of failures in a row.")
     nextAttempt = epoch_ms(

@@ -12,7 +12,7 @@ from exhaust.api.base import DatasetView, NamedView
 from exhaust.api.field_names import EnvelopeSerializer, StrictSerializer
 from exhaust.api.list_fields import Paging
 from exhaust.api.pull import TimestampField
-from exhaust.delivery import destinations, paths, receiver_tests
+from exhaust.delivery import destinations, paths, receiver_tests, states
 from exhaust.delivery.kinds import KINDS
 from exhaust.feed import cursor
 from exhaust.jobs import wakeup
@@ -200,7 +200,7 @@ class DestinationView(NamedView):
         return destination
 
     def present(self, instance: Destination) -> dict[str, Any]:
-        destinations.add_facts([instance])
+        states.add_facts([instance])
         return channel_bodies.Destination.render(instance)
 
     @extend_schema("saveDestination", channel_bodies.Destination, request=DestinationBody)
@@ -391,6 +391,6 @@ class DestinationListView(DatasetView):
         channel_id, _ = self.resolve_channel(request)
         rows = Destination.objects.filter(channel_id=channel_id).select_related("channel")
         found = list(rows.order_by("name"))
-        destinations.add_facts(found)
+        states.add_facts(found)
         items = [channel_bodies.Destination.render(destination) for destination in found]
         return envelope.build_success(self.operation, {"count": len(items), "destinations": items})

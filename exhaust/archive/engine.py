@@ -4,11 +4,8 @@ The bytes are the same. A further process gets the bytes of a row group and give
 back. It has no Django, no database, and no secret but a channel's key where devices are hashed.
 """
 
-import os
 import pickle
 import select
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from exhaust.archive.child import Child, open_pipes, send
 from exhaust.archive.part import Lines, PartPlan
 from exhaust.archive.rows import GroupBytes, RowFilter, RowReader
 
@@ -76,28 +74,18 @@ class Engine:
 
 
 class _Process:
-    """A process that makes row groups, and the pipes to it."""
+    """A process that makes row groups."""
 
     def __init__(self, maker: LineMaker) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 # our own code
-            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={"PYTHONPATH": os.pathsep.join(sys.path), "ARROW_DEFAULT_MEMORY_POOL": "system"},
-            start_new_session=True,  # a signal to the worker's group is the worker's to handle
-        )
-        self._requests: Any = self._process.stdin
-        self._answers: Any = self._process.stdout
+        self._child = Child(__name__, maker)
         self._is_ready = False
         self._metadata: Any = None  # that the process has
-        with suppress(BrokenPipeError):  # the first request tells
-            _send(maker, self._requests)
 
     def is_ready(self) -> bool:
         """Whether the process has started, or has ended."""
         if not self._is_ready:
             poll = select.poll()
-            poll.register(self._answers, select.POLLIN)
+            poll.register(self._child.answers, select.POLLIN)
             self._is_ready = bool(poll.poll(START_WAIT_MS))
             if self._is_ready:
                 self._receive()
@@ -107,34 +95,26 @@ class _Process:
         is_known = self._metadata is group.metadata
         self._metadata = group.metadata
         request = (replace(group, metadata=None) if is_known else group, row_filter)
-        try:
-            _send(request, self._requests)
-        except BrokenPipeError as error:
-            raise EngineError("a process that makes rows has ended") from error
+        self._child.send(request)
         made: list[Lines] = []
         while (sizes := self._receive()) is not None:
             # which no zeros are written to first
             buffers: list[Any] = [np.empty(size, np.uint8) for size in sizes]
             for buffer in buffers:
-                if self._answers.readinto(buffer) != len(buffer):
+                if self._child.answers.readinto(buffer) != len(buffer):
                     raise EngineError("a process that makes rows has ended")
             data, ends = buffers
             made.append((data, memoryview(ends).cast("i")))
         return made
 
     def stop(self) -> None:
-        """Ends the process: it has nothing to save."""
-        self._process.kill()
-        with suppress(BrokenPipeError):
-            self._requests.close()
-        self._answers.close()
-        self._process.wait()
+        self._child.stop()
 
     def _receive(self) -> tuple[int, int] | None:
         """Returns the sizes of the lines that follow; None after the last ones."""
         try:
-            answer: tuple[int, int] | str | None = pickle.load(self._answers)  # noqa: S301
-        except (EOFError, pickle.UnpicklingError) as error:
+            answer: tuple[int, int] | str | None = self._child.receive()
+        except EOFError as error:
             raise EngineError("a process that makes rows has ended") from error
         if isinstance(answer, str):
             raise EngineError(answer)
@@ -143,12 +123,11 @@ class _Process:
 
 def serve() -> None:
     """Makes row groups until the parent closes the pipe, or is gone."""
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+    requests, answers = open_pipes()
     with suppress(EOFError, BrokenPipeError):
         maker: LineMaker = pickle.load(requests)  # noqa: S301 # of our own process
         metadata: Any = None
-        _send(None, answers)
+        send(None, answers)
         while True:
             group, row_filter = pickle.load(requests)  # noqa: S301 # of our own process
             metadata = metadata if group.metadata is None else group.metadata
@@ -159,13 +138,8 @@ def serve() -> None:
                     pickle.dump((lines.nbytes, memoryview(ends_buffer).nbytes), answers)
                     answers.write(lines)
                     answers.write(ends_buffer)
-                _send(None, answers)
+                send(None, answers)
             except BrokenPipeError:
                 raise
             except Exception as error:
-                _send(f"{type(error).__name__}: {error}", answers)
-
-
-def _send(message: Any, stream: Any) -> None:
-    pickle.dump(message, stream, pickle.HIGHEST_PROTOCOL)
-    stream.flush()
+                send(f"{type(error).__name__}: {error}", answers)

@@ -14,7 +14,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from exhaust.api import destinations as api
 from exhaust.console.new_export import application_choices, flatten_errors, split_lines
 from exhaust.console.permissions import ChannelContext, clean_params, render_page, requires
-from exhaust.delivery import destinations, paths, receiver_tests, webhook
+from exhaust.delivery import destinations, paths, receiver_tests, states, webhook
 from exhaust.delivery.kinds import KINDS
 from exhaust.jobs import wakeup
 from exhaust.models import Delivery, Destination
@@ -96,13 +96,11 @@ _FIELDS_BY_KIND = {
 
 
 def _describe(rows: Sequence[Destination]) -> list[dict[str, Any]]:
-    destinations.add_facts(rows, 1, without=[Delivery.Kind.TEST])
-    return [_describe_one(row, row.facts, destinations.determine_state(row)) for row in rows]
+    states.add_facts(rows, 1, without=[Delivery.Kind.TEST])
+    return [_describe_one(row, row.facts, states.determine_state(row)) for row in rows]
 
 
-def _describe_one(
-    destination: Destination, facts: destinations.Facts, state: str
-) -> dict[str, Any]:
+def _describe_one(destination: Destination, facts: states.Facts, state: str) -> dict[str, Any]:
     return {
         "destination": destination,
         "host": destinations.describe_host(destination),

@@ -24,7 +24,7 @@ from exhaust.console.permissions import (
 )
 from exhaust.console.sentences import translate_sentence
 from exhaust.datasets.response import RESPONSE
-from exhaust.delivery import destinations
+from exhaust.delivery import states
 from exhaust.jobs import queries
 from exhaust.jobs.queries import Filters
 from exhaust.models import Destination, Job, Schedule
@@ -226,8 +226,8 @@ def _read_failing_destinations(ctx: ChannelContext) -> dict[str, Any]:
     """Reads those that are stopped or fail, and those that lag by minutes."""
     rows = list(Destination.objects.filter(channel=ctx.channel_id, paused_at=None).order_by("name"))
     found = []
-    for row, lag in zip(rows, destinations.measure_lags(rows), strict=True):
-        state = destinations.determine_state(row)
+    for row, lag in zip(rows, states.measure_lags(rows), strict=True):
+        state = states.determine_state(row)
         if state != "working" or lag.seconds > LAGGING_SECONDS:
             found.append({"destination": row, "state": state, "lag": lag})
     return {"destinations": found[:MAX_FAILURES]}

@@ -39,7 +39,7 @@ from exhaust.console.permissions import (
     requires,
 )
 from exhaust.console.templatetags.console import duration, reason, status, thousands
-from exhaust.delivery import destinations
+from exhaust.delivery import states
 from exhaust.jobs.queries import is_readable
 from exhaust.models import Destination, Job
 from ingest.auth import roles
@@ -265,7 +265,7 @@ def processing_delay(ctx: ChannelContext, period: Period) -> Chart:
     rows = [(_("Sessions and users"), lag.age, lag.events)]
     if ctx.is_administrator:
         shown = list(Destination.objects.filter(channel=ctx.channel_id).order_by("name")[:20])
-        for destination, waiting in zip(shown, destinations.measure_lags(shown), strict=True):
+        for destination, waiting in zip(shown, states.measure_lags(shown), strict=True):
             name = _("Destination %(name)s") % {"name": destination.name}
             rows.append((name, timedelta(seconds=waiting.seconds), waiting.documents))
     caption = _("Now: events that are received but not processed or delivered yet.")

@@ -135,7 +135,7 @@ class Destination(Claimable):
     def __str__(self) -> str:
         return self.name
 
-    facts: Any  # `destinations.add_facts` sets it
+    facts: Any  # `states.add_facts` sets it
 
     @property
     def takes_files(self) -> bool:

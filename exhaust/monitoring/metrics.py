@@ -24,7 +24,7 @@ import exhaust.metrics
 import ingest.metrics
 from exhaust.archive import objects, runs
 from exhaust.datasets import DATASETS
-from exhaust.delivery import destinations
+from exhaust.delivery import states
 from exhaust.jobs import transitions, wakeup
 from exhaust.models import ArchiveFile, Delivery, Destination, Job, Schedule
 from exhaust.monitoring import health
@@ -169,12 +169,12 @@ class DatabaseCollector(Collector):
             labels=["channel", "destination"],
         )
         rows = list(Destination.objects.select_related("channel"))
-        for destination, waiting in zip(rows, destinations.measure_lags(rows), strict=True):
+        for destination, waiting in zip(rows, states.measure_lags(rows), strict=True):
             names = [destination.channel.identifier, destination.name]
             lag.add_metric(names, waiting.seconds)
             disabled.add_metric(
                 names,
-                float(destinations.determine_state(destination) in ("disabled", "circuit_open")),
+                float(states.determine_state(destination) in ("disabled", "circuit_open")),
             )
         yield lag
         yield disabled

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from exhaust import tasks
 from exhaust.api import envelope
-from exhaust.delivery import destinations, paths, pump, sender
+from exhaust.delivery import destinations, paths, pump, sender, states
 from exhaust.jobs import schedules
 from exhaust.models import DeadLetter, Delivery, Destination, Job, Schedule
 from ingest.events import RequestError
@@ -325,9 +325,9 @@ def test_admin_actions_on_destinations(admin_client: Client) -> None:
         assert b"errorlist" in page.content
 
         run_admin_action(admin_client, "pause", destination)
-        assert destinations.determine_state(Destination.objects.get()) == "paused"
+        assert states.determine_state(Destination.objects.get()) == "paused"
         run_admin_action(admin_client, "resume", destination)
-        assert destinations.determine_state(Destination.objects.get()) == "working"
+        assert states.determine_state(Destination.objects.get()) == "working"
         page = run_admin_action(admin_client, "test", destination)
         assert b"the deliveries show the result" in page.content
         tasks.send_tests()

@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from exhaust.console import home
-from exhaust.delivery import destinations
+from exhaust.delivery import destinations, states
 from exhaust.jobs import transitions
 from exhaust.models import Destination, Job, Schedule
 from ingest.auth import keys
@@ -166,5 +166,5 @@ def test_destinations_that_are_up_to_date_take_no_queries() -> None:
     count_queries(1)  # writes down, once a minute, that the session is in use
     assert count_queries(2) == count_queries(20)
     Destination.objects.filter(name="warehouse-2-1").update(cursor_xid=0, cursor_id=0)
-    lags = destinations.measure_lags(list(Destination.objects.order_by("name")))
+    lags = states.measure_lags(list(Destination.objects.order_by("name")))
     assert sorted(lag.documents for lag in lags) == [0] * 22 + [1]

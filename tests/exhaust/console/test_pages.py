@@ -16,7 +16,7 @@ from django.utils import timezone
 from exhaust import tasks
 from exhaust.console.templatetags import console as filters
 from exhaust.console.urls import urlpatterns
-from exhaust.delivery import destinations
+from exhaust.delivery import destinations, states
 from exhaust.jobs import schedules
 from exhaust.models import Destination, Job, Schedule
 from ingest.auth import keys
@@ -610,7 +610,7 @@ def test_pause_resume_and_test_destination(monkeypatch: pytest.MonkeyPatch) -> N
             admin.post(f"{C}/destinations/one/warehouse/{action}", follow=True)
         )
         destination.refresh_from_db()
-        assert destinations.determine_state(destination) == state
+        assert states.determine_state(destination) == state
     monkeypatch.setattr("exhaust.delivery.sender.send", lambda *_: OSError("nobody there"))
     html = read_html(admin.post(f"{C}/destinations/one/warehouse/test", follow=True))
     assert "A test event is on its way" in html

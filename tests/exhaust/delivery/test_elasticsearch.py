@@ -22,6 +22,7 @@ from exhaust.delivery import (
     pump,
     receiver_tests,
     sender,
+    states,
 )
 from exhaust.models import Delivery, Destination
 from ingest.feed import reader
@@ -212,7 +213,7 @@ def test_rejecting_index_trips_breaker() -> None:
         Destination.objects.update(batch_limit=2)
         deliver_all(destination)
     assert destination.dead_letters.count() == 2 * (pump.CIRCUIT_BREAKER_FAILURES - 1)
-    assert destinations.determine_state(destination) == "circuit_open"
+    assert states.determine_state(destination) == "circuit_open"
     # the receiver's reason is stored in dead letters only, where an erasure looks for it
     assert Delivery.objects.get(error__contains="All").error == "All were rejected: 403."
 

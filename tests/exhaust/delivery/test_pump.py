@@ -22,7 +22,16 @@ from django.utils import timezone
 from standardwebhooks import Webhook
 
 from exhaust import tasks
-from exhaust.delivery import batches, destinations, http_client, loop, pump, receiver_tests, sender
+from exhaust.delivery import (
+    batches,
+    destinations,
+    http_client,
+    loop,
+    pump,
+    receiver_tests,
+    sender,
+    states,
+)
 from exhaust.maintenance import daily
 from exhaust.models import DeadLetter, Delivery, Destination
 from ingest.derive import deriver
@@ -329,7 +338,7 @@ def test_retries_grow_then_disable(
         for _ in pump.BACKOFF.delays_seconds:
             deliver_all(destination)
             delays.append((destination.next_at - timezone.now()).total_seconds())
-            assert destinations.determine_state(destination) == (
+            assert states.determine_state(destination) == (
                 "circuit_open"
                 if destination.failures >= pump.CIRCUIT_BREAKER_FAILURES
                 else "failing"
@@ -340,7 +349,7 @@ def test_retries_grow_then_disable(
 
         deliver_all(destination)
         assert len(receiver.received) == 10  # one at each attempt, also while it is open
-        assert (destination.cursor_xid, destinations.determine_state(destination)) == (
+        assert (destination.cursor_xid, states.determine_state(destination)) == (
             0,
             "disabled",
         )
@@ -351,7 +360,7 @@ def test_retries_grow_then_disable(
         receiver.script = [respond_with(200)]
         assert destinations.resume(destination)
         deliver_all(destination)
-        assert destinations.determine_state(destination) == "working"
+        assert states.determine_state(destination) == "working"
         assert is_at_end(destination)
 
 
@@ -362,7 +371,7 @@ def test_circuit_closes_after_success() -> None:
         Destination.objects.update(failures=pump.CIRCUIT_BREAKER_FAILURES + 1)
         deliver_all(destination)
     assert sorted(received_ids(receiver)) == sorted(emitted)
-    assert destinations.determine_state(destination) == "working"
+    assert states.determine_state(destination) == "working"
 
 
 @pytest.mark.parametrize(("retry_after", "seconds"), [("60", 60), ("1", 1), ("999999", 86_400)])
@@ -388,7 +397,7 @@ def test_internal_address_is_never_reached(settings: Any) -> None:
         destination = make_destination(receiver)
         settings.EXHAUST_PUSH_ALLOWED_NETWORKS = {}
         deliver_all(destination)
-        assert destinations.determine_state(destination) == "disabled"
+        assert states.determine_state(destination) == "disabled"
         Destination.objects.update(
             disabled_reason="",
             url=f"http://127.0.0.1.nip.io:{receiver.port}/",
@@ -434,8 +443,8 @@ def test_rejecting_receiver_trips_breaker() -> None:
     with Receiver([respond_with(400)]) as receiver:
         destination = deliver_all(make_destination(receiver))
     assert destination.dead_letters.count() == pump.CIRCUIT_BREAKER_FAILURES - 1
-    assert destinations.determine_state(destination) == "circuit_open"
-    assert destinations.measure_lag(destination).documents == 30 - (
+    assert states.determine_state(destination) == "circuit_open"
+    assert states.measure_lags([destination])[0].documents == 30 - (
         pump.CIRCUIT_BREAKER_FAILURES - 1
     )
 
@@ -650,7 +659,7 @@ def test_search_for_rare_documents_is_bounded(monkeypatch: pytest.MonkeyPatch) -
 
         # when / then each turn moves the cursor, and the next one is due at once
         for turn in range(3):
-            lag = destinations.measure_lag(destination)
+            lag = states.measure_lags([destination])[0]
             assert (lag.documents, lag.seconds > 3500) == (0, True)
             before = destination.cursor_xid, destination.cursor_id
             work = pump.PushQueue().prepare(claim_due())
@@ -658,11 +667,11 @@ def test_search_for_rare_documents_is_bounded(monkeypatch: pytest.MonkeyPatch) -
             destination.refresh_from_db()
             assert (destination.cursor_xid, destination.cursor_id) > before
             assert destination.next_at <= timezone.now(), turn
-        assert destinations.measure_lag(destination).documents == 1
+        assert states.measure_lags([destination])[0].documents == 1
         deliver_all(destination)
     assert [document["deviceId"] for document in received_documents(receiver)] == ["device-9"]
     assert is_at_end(destination)
-    assert destinations.measure_lag(destination) == destinations.Lag(0, 0.0)
+    assert states.measure_lags([destination])[0] == states.Lag(0, 0.0)
 
 
 def test_batch_is_filled_across_windows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -907,7 +916,7 @@ def test_paused_destination_gets_nothing() -> None:
         assert not destinations.pause(destination)
         deliver_all(destination)
         assert receiver.received == []
-        assert destinations.measure_lag(destination).documents == 1
+        assert states.measure_lags([destination])[0].documents == 1
         assert destinations.resume(destination)
         assert not destinations.resume(destination)
         deliver_all(destination)

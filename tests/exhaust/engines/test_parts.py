@@ -55,7 +55,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
         found.append(start(*args, **options))
         return found[-1]
 
-    monkeypatch.setattr(processes.subprocess, "Popen", record)
+    monkeypatch.setattr(subprocess, "Popen", record)
     return found
 
 

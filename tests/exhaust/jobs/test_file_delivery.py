@@ -17,7 +17,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from exhaust import tasks
-from exhaust.delivery import callbacks, destinations, receiver_tests, sftp
+from exhaust.delivery import callbacks, destinations, receiver_tests, sftp, states
 from exhaust.files import links, storage
 from exhaust.jobs import attempt, file_delivery, submit, transitions
 from exhaust.models import Delivery, Destination, File, Job
@@ -229,8 +229,8 @@ def test_failure_is_tried_again(server: SFTPServer) -> None:
     assert "full" in delivery.error
     assert timedelta(seconds=20) < delivery.next_at - timezone.now() < timedelta(seconds=40)
     destination = Destination.objects.get()
-    assert (destination.failures, destinations.determine_state(destination)) == (1, "failing")
-    assert destinations.measure_lag(destination).documents == 1
+    assert (destination.failures, states.determine_state(destination)) == (1, "failing")
+    assert states.measure_lags([destination])[0].documents == 1
     (event,) = AuditEvent.objects.filter(action="file.delivered")
     assert (event.outcome, event.details["files"]) == ("rejected", 0)
 
@@ -261,11 +261,11 @@ def test_last_failure_ends_it_until_requeued(server: SFTPServer) -> None:
     server.fault = sftp_server.run_full
     Delivery.objects.update(attempt=file_delivery.BACKOFF.max_attempts - 1)
     assert deliver().status == "dead"
-    assert destinations.count_dead_letters([destination]) == {destination.pk: 1}
+    assert states.count_dead_letters([destination]) == {destination.pk: 1}
     server.fault = lambda files: None
     assert destinations.requeue(destination) == 1
     assert deliver().status == "delivered"
-    assert destinations.count_dead_letters([destination]) == {destination.pk: 0}
+    assert states.count_dead_letters([destination]) == {destination.pk: 0}
 
 
 def test_saving_tries_again_at_once(server: SFTPServer) -> None:

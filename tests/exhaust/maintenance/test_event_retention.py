@@ -10,7 +10,7 @@ from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
 
-from exhaust.delivery import destinations, loop, pump
+from exhaust.delivery import destinations, loop, pump, states
 from exhaust.feed import pages
 from exhaust.files import storage
 from exhaust.jobs import attempt, transitions
@@ -182,11 +182,11 @@ def test_lagging_destination_is_disabled(puller: Client) -> None:
         assert run_pruning() == 3
 
         # then it alone is disabled, with the reason, and its events were not sent
-        states = {
-            destination.name: destinations.determine_state(destination)
+        found = {
+            destination.name: states.determine_state(destination)
             for destination in Destination.objects.all()
         }
-        assert states == {"ahead": "working", "behind": "disabled", "sessions": "working"}
+        assert found == {"ahead": "working", "behind": "disabled", "sessions": "working"}
         behind.refresh_from_db()
         assert "not kept" in behind.disabled_reason
         assert "rewind" in behind.disabled_reason
