@@ -121,6 +121,8 @@ _METHOD_SQL = "SELECT private_encryption, recipient FROM ingest_channel WHERE id
 
 def resolve_method(channel_id: int, has_personal_data: bool, method: str, password: str) -> str:
     """Returns the encryption method of a new request. Raises `RequestError` (400) if impossible."""
+    if not (has_personal_data or method or password):
+        return EncryptionMethod.NONE
     ((private_method, recipient),) = fetch_all(_METHOD_SQL, [channel_id])
     required_method = private_method if has_personal_data else EncryptionMethod.NONE
     method = method or (EncryptionMethod.PASSWORD if password else required_method)

@@ -27,7 +27,7 @@ from exhaust.jobs.wakeup import enqueue_work
 from exhaust.models import Delivery, Job
 from ingest import audit, logs
 from ingest.db.clock import read_clock
-from ingest.db.prepared import fetch_all
+from ingest.db.prepared import fetch_all, insert
 from ingest.events import RequestError, format_count
 from ingest.models import Channel
 from ingest.privacy.encryption import encrypt
@@ -227,6 +227,12 @@ def _field_error(name: str, advice: str) -> RequestError:
     return RequestError("invalid", f"request.datasetConfig.{name}: {advice}")
 
 
+_EXISTS_SQL = """
+SELECT 1 FROM exhaust_job
+WHERE channel_id = %(channel_id)s AND tag = %(tag)s AND request_id = %(request_id)s
+"""
+
+
 def _find_or_create(
     submission: Submission, request_id: str, fingerprint: str, dataset: Dataset
 ) -> Job:
@@ -235,13 +241,11 @@ def _find_or_create(
         "tag": submission.tag,
         "request_id": request_id,
     }
-    job = polling.fetch_job(submission.channel_id, submission.tag, request_id)
-    if job is not None:
-        job.is_existing = True
-        return job
+    if fetch_all(_EXISTS_SQL, identity):
+        return _fetch_existing(identity)
     try:
         with transaction.atomic():
-            job = Job.objects.create(
+            job = Job(
                 **identity,
                 dataset=submission.dataset,
                 definition=dataset.definition,
@@ -259,14 +263,19 @@ def _find_or_create(
                 schedule_id=submission.schedule_id,
                 traceparent=tracing.current_traceparent(),
             )
+            insert(job)
             _record_audit("job.submitted", job, submission.channel)
             _enforce_limits(job, is_new=True)
         log.info("job.submitted", job=job)
         return job
     except IntegrityError:  # a concurrent submit was first
-        job = Job.objects.get(**identity)
-        job.is_existing = True
-        return job
+        return _fetch_existing(identity)
+
+
+def _fetch_existing(identity: dict[str, Any]) -> Job:
+    job = Job.objects.get(**identity)
+    job.is_existing = True
+    return job
 
 
 # one that waits for the night, or for its time; a retry waits for a worker

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from ingest.db import prepared
 from ingest.models import AuditEvent
 
 
@@ -113,15 +114,17 @@ def record(
     if action not in ACTIONS and f"<model>.{action.rpartition('.')[2]}" not in ACTIONS:
         raise ValueError(f"{action} is not in ingest.audit.ACTIONS.")
     actor = current_actor.get()
-    AuditEvent.objects.create(
-        action=action,
-        outcome=outcome,
-        actor=actor.name[:255],
-        key=actor.key,
-        channel=channel,
-        subject=subject[:255],
-        address=actor.address,
-        details=details,
+    prepared.insert(
+        AuditEvent(
+            action=action,
+            outcome=outcome,
+            actor=actor.name[:255],
+            key=actor.key,
+            channel=channel,
+            subject=subject[:255],
+            address=actor.address,
+            details=details,
+        )
     )
 
 

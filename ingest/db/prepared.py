@@ -6,10 +6,13 @@ call. Django's query counts in tests do not include them.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import psycopg
 from django.db import Error, connection
+from django.db.models import Model
+from django.db.models.expressions import DatabaseDefault
 
 from ingest.db import outages
 from ingest.tenancy import session
@@ -29,6 +32,26 @@ def fetch_all(sql: str, parameters: list[Any] | dict[str, Any]) -> list[tuple[An
     with connection.cursor() as sqlite_cursor:
         sqlite_cursor.execute(sql, parameters)
         return list(sqlite_cursor.fetchall())
+
+
+def insert(row: Model) -> None:
+    """Writes a new row and sets its primary key, as `save` does; it sends no signals.
+
+    Raises `IntegrityError`.
+    """
+    values: dict[str, Any] = {}
+    for field in row._meta.local_concrete_fields:
+        value = None if field.primary_key or field.generated else field.pre_save(row, add=True)
+        if not (field.primary_key or field.generated or isinstance(value, DatabaseDefault)):
+            values[str(field.column)] = field.get_db_prep_save(value, connection)
+    ((row.pk,),) = fetch_all(_build_insert(type(row), tuple(values)), [*values.values()])
+
+
+@cache
+def _build_insert(model: type[Model], columns: tuple[str, ...]) -> str:
+    table, key = model._meta.db_table, model._meta.pk.column
+    places = ", ".join(["%s"] * len(columns))
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places}) RETURNING {key}"  # noqa: S608
 
 
 @contextmanager
