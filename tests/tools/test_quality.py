@@ -4,12 +4,11 @@ import pytest
 
 from tools import quality
 
-BARS = quality.measure()
 
+def test_bars_hold() -> None:
+    missed = [bar for bar in quality.measure() if not bar.holds]
 
-@pytest.mark.parametrize("bar", BARS, ids=[bar.name for bar in BARS])
-def test_bar_holds(bar: quality.Bar) -> None:
-    assert bar.holds, "\n".join(bar.findings[:20])
+    assert {bar.name: bar.findings[:20] or bar.value for bar in missed} == {}
 
 
 def test_words_come_from_the_glossary() -> None:
