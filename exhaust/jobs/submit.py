@@ -337,23 +337,26 @@ def _enforce_limits(job: Job, *, is_new: bool = False) -> None:
             f"This channel had {MAX_DAILY_JOBS} requests within a day; send this one tomorrow.",
             429,
         )
-    unfinished = Delivery.objects.filter(channel=channel_id, status=Delivery.Status.FAILING)
-    waiting_files = unfinished.filter(kind=Delivery.Kind.FILES)
-    if job.deliver_to and waiting_files.count() >= MAX_OPEN_FILE_DELIVERIES:
+    if job.deliver_to and _count_open(job, Delivery.Kind.FILES) >= MAX_OPEN_FILE_DELIVERIES:
         raise RequestError(
             "too_many_requests",
             f"This channel has {MAX_OPEN_FILE_DELIVERIES} exports that their destinations did not"
             " take yet; mend or delete these, or leave deliverTo out.",
             429,
         )
-    open_callbacks = unfinished.filter(kind=Delivery.Kind.CALLBACK)
-    if job.callback_url and open_callbacks.count() >= MAX_OPEN_CALLBACKS:
+    if job.callback_url and _count_open(job, Delivery.Kind.CALLBACK) >= MAX_OPEN_CALLBACKS:
         raise RequestError(
             "too_many_requests",
             f"This channel has {MAX_OPEN_CALLBACKS} callbacks that no receiver accepted yet; let"
             " yours accept them, or leave callbackUrl out.",
             429,
         )
+
+
+def _count_open(job: Job, kind: str) -> int:
+    return Delivery.objects.filter(
+        channel=job.channel_id, kind=kind, status=Delivery.Status.FAILING
+    ).count()
 
 
 def _encrypt_key(key: str) -> bytes | None:
