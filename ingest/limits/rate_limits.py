@@ -1,6 +1,7 @@
 """Rate limits by caller, a limit for each class of calls, shown in the answer's headers.
 
-A call counts as one, or for the time that it took: a second of work is as much as a second's calls.
+A call counts as one, or for the time that it kept a processor or the database busy: a second of
+work is as much as a second's calls.
 An authenticated caller is counted by key or application, failed authentication by address: of
 IPv6, by the first 64 bits.
 """
@@ -22,6 +23,7 @@ from django.http import HttpRequest, HttpResponse
 
 from ingest import metrics
 from ingest.adapters import find_endpoint
+from ingest.db.busy_time import read_busy_seconds
 from ingest.events import RequestError
 from ingest.limits import token_bucket
 from ingest.limits.token_bucket import HttpMessage, Take
@@ -147,7 +149,7 @@ def reject_call(limit: Limit) -> RateLimited:
 
 
 def count_timed_call(request: HttpRequest, caller: str) -> None:
-    """Counts a call as `count_call` does. The middleware adds the time that it takes."""
+    """Counts a call as `count_call` does. The middleware adds the time that it keeps us busy."""
     count_call(request, caller)
     request.timed_caller = caller  # type: ignore[attr-defined]
 
@@ -383,9 +385,9 @@ def add_rate_limit_headers(get_response: Callable[[HttpRequest], HttpResponse]) 
     """
 
     def respond(request: HttpRequest) -> HttpResponse:
-        started_at = time.monotonic()
+        started_at = read_busy_seconds()
         response = get_response(request)
-        charge_time(request, time.monotonic() - started_at)
+        charge_time(request, read_busy_seconds() - started_at)
         for name, value in build_headers(request).items():
             response[name] = value
         return response

@@ -14,6 +14,7 @@ from django.db.backends.postgresql import base
 from django.db.utils import DatabaseErrorWrapper
 
 from ingest.db import outages
+from ingest.db.busy_time import Connection
 from ingest.db.pool import (
     Pool,
     Unavailable,
@@ -43,7 +44,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         """Returns a new connection beside the pool, with autocommit. Raises `Unavailable`."""
         params = {**self.get_connection_params(), "autocommit": True}
         try:
-            opened = psycopg.connect(**params)
+            opened = Connection.connect(**params)
         except psycopg.Error as error:
             raise Unavailable(describe_failure(error)) from error
         try:

@@ -97,7 +97,7 @@ def test_server_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch):
 
     async def use(loop_connection: LoopConnection) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(psycopg, "connect", refuse)
+            patch.setattr(psycopg.Connection, "connect", refuse)
             with pytest.raises(Unavailable, match="connection refused"):
                 await execute(loop_connection, PID)
         assert len(await execute(loop_connection, PID)) == 1

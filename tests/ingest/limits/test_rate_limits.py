@@ -180,7 +180,7 @@ def test_slow_calls_cost_their_time(
     method: str, seconds: float, passed: int, rf: RequestFactory, monkeypatch: pytest.MonkeyPatch
 ):
     clock = Clock()
-    monkeypatch.setattr(rate_limits, "time", SimpleNamespace(monotonic=clock.seconds))
+    monkeypatch.setattr(rate_limits, "read_busy_seconds", clock.seconds)
 
     def serve(request: HttpRequest) -> HttpResponse:
         rate_limits.count_timed_call(request, "key:1")
