@@ -21,7 +21,7 @@ outages.log_unreachable()  # it serves, and answers 503 until the database is th
 
 # one connection is for `/metrics`
 application = AdmissionControl(django, slots=settings.EXHAUST_DATABASE_POOL_SIZE - 1)
-sys.setswitchinterval(0.0001)  # else a thread that parses holds up the event loop at each system call
+sys.setswitchinterval(0.0001)  # docs/decisions/0072-threads-hand-over-often.md
 get_resolver().url_patterns  # noqa: B018 # loads all views, which the first request would
 gc.collect()
 gc.freeze()  # collections skip loaded modules, so they are fast enough to be frequent

@@ -229,24 +229,21 @@ def _field_error(name: str, advice: str) -> RequestError:
 
 _EXISTS_SQL = """
 SELECT 1 FROM exhaust_job
-WHERE channel_id = %(channel_id)s AND tag = %(tag)s AND request_id = %(request_id)s
+WHERE channel_id = %s AND tag = %s AND request_id = %s
 """
 
 
 def _find_or_create(
     submission: Submission, request_id: str, fingerprint: str, dataset: Dataset
 ) -> Job:
-    identity = {
-        "channel_id": submission.channel_id,
-        "tag": submission.tag,
-        "request_id": request_id,
-    }
-    if fetch_all(_EXISTS_SQL, identity):
-        return _fetch_existing(identity)
+    if fetch_all(_EXISTS_SQL, [submission.channel_id, submission.tag, request_id]):
+        return _fetch_existing(submission, request_id)
     try:
         with transaction.atomic():
             job = Job(
-                **identity,
+                channel_id=submission.channel_id,
+                tag=submission.tag,
+                request_id=request_id,
                 dataset=submission.dataset,
                 definition=dataset.definition,
                 own_scope=dataset.own_scope,
@@ -269,11 +266,13 @@ def _find_or_create(
         log.info("job.submitted", job=job)
         return job
     except IntegrityError:  # a concurrent submit was first
-        return _fetch_existing(identity)
+        return _fetch_existing(submission, request_id)
 
 
-def _fetch_existing(identity: dict[str, Any]) -> Job:
-    job = Job.objects.get(**identity)
+def _fetch_existing(submission: Submission, request_id: str) -> Job:
+    job = Job.objects.get(
+        channel_id=submission.channel_id, tag=submission.tag, request_id=request_id
+    )
     job.is_existing = True
     return job
 

@@ -84,17 +84,12 @@ LISTED_MUTANTS = {
         ),
     ],
     "exhaust/api/audit.py": [("conditions['channel'] = channel", "pass")],
-    "exhaust/jobs/submit.py": [
-        (
-            "Job.objects.get(**identity)",
-            "Job.objects.get(tag=submission.tag, request_id=candidate)",
-        ),
-    ],
     "exhaust/api/destinations.py": [("['deadletters', destination.pk]", "['deadletters']")],
     "exhaust/delivery/http_client.py": [
         ("networks.get(channel, [])", "[each for opened in networks.values() for each in opened]")
     ],
 }
+_REQUEST_ID = "a request id is random, or a digest that includes the channel"
 # mutants that no test can kill, with the reason
 SURVIVORS = {
     "exhaust/console/permissions.py requires.decorate.checked_view: if any(('\\x00' in str(part)"
@@ -160,10 +155,8 @@ SURVIVORS = {
     ),
     "exhaust/delivery/session_documents.py _fetch_client_documents:"
     " channel_id=sessions[0].channel_id": "an identity is a digest that includes the channel",
-    "exhaust/jobs/submit.py _find_or_create: Job.objects.get(**identity) ->"
-    " Job.objects.get(tag=submission.tag, request_id=candidate)": (
-        "the own job exists, or the insert had not failed; with another channel's, it raises"
-    ),
+    "exhaust/jobs/submit.py : channel_id = %s": _REQUEST_ID,
+    "exhaust/jobs/submit.py _fetch_existing: channel_id=submission.channel_id": _REQUEST_ID,
     "exhaust/jobs/withdrawal.py redact_dead_letters: destination__channel=channel_id": (
         "the row IDs are the channel's own; rows of other channels do not share them"
     ),
@@ -179,7 +172,6 @@ NO_CHECK = {
     "exhaust/archive/feed.py: e.channel_id = s.channel_id": "erasures of the state's own channel",
     "exhaust/archive/write.py: c.channel_id = e.channel_id": "conversations of the event's channel",
     "ingest/feed/daily_counts.py: filter(**is_in_days)": "days; the rows are of the channel",
-    "exhaust/jobs/submit.py: get(**identity)": "listed above",
     "exhaust/jobs/queries.py: filter(**{lookup": "tag and days; the channel is a keyword beside it",
     "ingest/auth/roles.py: filter(**conditions)": "its conditions are listed above",
 }
