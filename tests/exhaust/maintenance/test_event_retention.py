@@ -225,7 +225,7 @@ def test_pruning_fences_reading_destination() -> None:
     assert pump.PushQueue().prepare(destination) is None
     destination.refresh_from_db()
     assert (destination.cursor_xid, destination.cursor_id) == (0, 0)
-    assert destinations.determine_state(destination) == "disabled"
+    assert states.determine_state(destination) == "disabled"
 
 
 def test_supplement_of_pruned_file_is_410(puller: Client) -> None:
