@@ -300,8 +300,12 @@ def test_deleted_file_of_the_archive_makes_another_attempt(archive: Archive) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("MIN_ROWS", 10_000), ("part_bytes", 0), ("format", "parquet")]
-)
+    ("name", "value"),
+    [
+        ("MIN_ROWS", 10_000), ("part_bytes", 0),
+        ("output_format", "parquet"), ("dataset", "events-exhaust"), ("dataset", "uci-survey-exhaust"),
+    ],
+)  # fmt: skip
 @pytest.mark.usefixtures("archive")
 def test_other_files_need_no_engine(
     name: str, value: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
@@ -311,7 +315,8 @@ def test_other_files_need_no_engine(
         monkeypatch.setattr(engine_parts, name, value)
     if name == "part_bytes":
         settings.EXHAUST_PART_BYTES = value
-    job = make_claimed(config=CONFIG, output_format=value if name == "format" else "csv")
+    asked = {name: value} if name in {"output_format", "dataset"} else {}
+    job = make_claimed(config=CONFIG, **asked)
 
     assert attempt.run(job)
     job.refresh_from_db()
