@@ -303,7 +303,8 @@ def test_deleted_file_of_the_archive_makes_another_attempt(archive: Archive) -> 
     ("name", "value"),
     [
         ("MIN_ROWS", 10_000), ("part_bytes", 0),
-        ("output_format", "parquet"), ("dataset", "events-exhaust"), ("dataset", "uci-survey-exhaust"),
+        ("output_format", "parquet"),
+        ("dataset", "events-exhaust"), ("dataset", "uci-survey-exhaust"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("archive")
