@@ -383,6 +383,14 @@ def requeue(destination: Destination) -> int:
     return count
 
 
+@transaction.atomic
+def delete(destination: Destination) -> None:
+    """Deletes a destination with its deliveries and dead letters."""
+    _record("destination.deleted", destination)
+    Destination.objects.filter(pk=destination.pk).update(fencing_token=F("fencing_token") + 1)
+    destination.delete()
+
+
 def find(channel_id: int, name: str) -> Destination | None:
     if not re.match(IDENTIFIER, name):
         return None
@@ -427,11 +435,3 @@ def create_file_delivery(job: Job) -> Delivery:
         error=error,
         ended_at=read_clock() if error else None,
     )
-
-
-@transaction.atomic
-def delete(destination: Destination) -> None:
-    """Deletes a destination with its deliveries and dead letters."""
-    _record("destination.deleted", destination)
-    Destination.objects.filter(pk=destination.pk).update(fencing_token=F("fencing_token") + 1)
-    destination.delete()

@@ -1,6 +1,7 @@
 """The time for which a thread keeps a processor or the database busy.
 
-What it waits for others is left out, so a caller does not pay for the load that another one makes.
+What it waits for a processor is left out, so a caller hardly pays for the load that others make.
+A database that is slow because of others counts.
 """
 
 import threading

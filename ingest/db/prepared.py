@@ -39,11 +39,13 @@ def insert(row: Model) -> None:
 
     Raises `IntegrityError`.
     """
-    values: dict[str, Any] = {}
-    for field in row._meta.local_concrete_fields:
-        value = None if field.primary_key or field.generated else field.pre_save(row, add=True)
-        if not (field.primary_key or field.generated or isinstance(value, DatabaseDefault)):
-            values[str(field.column)] = field.get_db_prep_save(value, connection)
+    fields = [f for f in row._meta.local_concrete_fields if not (f.primary_key or f.generated)]
+    given = [(field, field.pre_save(row, add=True)) for field in fields]
+    values = {
+        str(field.column): field.get_db_prep_save(value, connection)
+        for field, value in given
+        if not isinstance(value, DatabaseDefault)
+    }
     ((row.pk,),) = fetch_all(_build_insert(type(row), tuple(values)), [*values.values()])
 
 

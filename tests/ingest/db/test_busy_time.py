@@ -1,4 +1,4 @@
-"""A thread is busy while it computes or waits for the database, and not while others delay it."""
+"""A thread is busy while it computes or waits for the database, and not while it sleeps."""
 
 import time
 
